@@ -1,0 +1,1 @@
+"""The flow: a thin layer of Prefect over ``pyramid_core``."""

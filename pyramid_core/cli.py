@@ -1,0 +1,252 @@
+"""The command line: ``pyramid plan | build | verify | phantom``, without Prefect.
+
+The options are generated from ``PyramidParams``; nothing is written twice. Exit status: 0 done;
+1 it failed, or ``verify`` found defects; 2 what was asked is wrong; 130 and 143 stopped by Ctrl-C
+and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+from pyramid_core.errors import PyramidError, RequestError
+from pyramid_core.params import PHANTOM_KINDS, PyramidParams, VerifyMode, human, parse_params
+from pyramid_core.version import VERSION
+
+if TYPE_CHECKING:
+    from pyramid_core.build import BuildResult, Progress
+    from pyramid_core.execute import BlockResult, LevelRun
+
+DONE, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM came: unwind as for Ctrl-C, so that running blocks end and the target is let go."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one message, without a screen of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(WRONG)
+
+
+def add_params(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every field of ``PyramidParams``; the texts are those of the fields."""
+    for name, field in PyramidParams.model_fields.items():
+        default = "" if field.is_required() or field.default in (None, "", []) else field.default
+        text = ",".join(map(str, default)) if isinstance(default, list) else str(default)
+        is_list = isinstance(field.default, list)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            nargs="+" if is_list else None,
+            metavar=_metavar(field.annotation, is_list=is_list),
+            help=(field.description or "") + (f" [{text}]" if text else ""),
+        )
+
+
+def _metavar(annotation: Any, *, is_list: bool) -> str:
+    choices = [a for a in get_args(annotation) if isinstance(a, str)]
+    if choices:
+        return "{" + ",".join(choices) + "}"
+    return "N,N,N" if is_list else "VALUE"
+
+
+def given_params(arguments: argparse.Namespace, **defaults: Any) -> PyramidParams:
+    """Return the parameters that a command line gives, with other defaults where it is silent.
+
+    Raises:
+        RequestError: If one is wrong, or the source is missing.
+    """
+    values = dict(defaults)
+    for name in PyramidParams.model_fields:
+        value = getattr(arguments, name, None)
+        if value is not None:
+            values[name] = " ".join(value) if isinstance(value, list) else value
+    if "source" not in values:
+        msg = "name the image: pyramid build SOURCE, or --source SOURCE"
+        raise RequestError(msg)
+    return parse_params(values)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    return guarded(lambda: int(given.run(given)), parser.prog)
+
+
+def guarded(run: Callable[[], int], name: str) -> int:
+    """Run a command; turn what goes wrong into one message and an exit status."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return run()
+    except RequestError as error:
+        return _fail(name, error, WRONG)
+    except PyramidError as error:
+        return _fail(name, error, FAILED)
+    except OSError as error:
+        return _fail(name, error, FAILED)
+    except KeyboardInterrupt:
+        return _fail(name, "stopped by Ctrl-C; run the same again to go on", INTERRUPTED)
+    except _Terminated:
+        return _fail(name, "stopped by SIGTERM; run the same again to go on", TERMINATED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
+    raise _Terminated
+
+
+def _fail(name: str, error: object, status: int) -> int:
+    print(f"{name}: {error}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pyramid",
+        description="Build exact image pyramids from Zarr, published as OME-Zarr.",
+        epilog="example: pyramid build scan.zarr --edges partial",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"zarr-pyramid-flow {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, run, text in (
+        ("plan", _plan, "say what would be built and what it costs; writes nothing"),
+        ("build", _build, "build what is asked, or what is missing of it; verify; publish"),
+    ):
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.add_argument("source_", nargs="?", metavar="SOURCE", help="same as --source")
+        add_params(command)
+        command.set_defaults(run=run)
+    text = "check an OME-Zarr image, ours or another program's; changes nothing"
+    verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
+    verify.add_argument("location", metavar="LOCATION")
+    verify.add_argument("--verify", choices=get_args(VerifyMode), default="sample", dest="mode",
+                        help="which blocks are computed again [sample]")  # fmt: skip
+    verify.set_defaults(run=_verify)
+    text = "write a test image"
+    phantom = commands.add_parser("phantom", help=text, description=text, allow_abbrev=False)
+    phantom.add_argument("location", metavar="LOCATION")
+    phantom.add_argument("--test-image", choices=PHANTOM_KINDS, default="blobs", dest="kind",
+                         help="what it shows [blobs]")  # fmt: skip
+    phantom.add_argument("--test-shape", nargs="+", default=["256,256,256"], metavar="N,N,N",
+                         dest="shape", help="its shape [256,256,256]")  # fmt: skip
+    phantom.set_defaults(run=_phantom)
+    return parser
+
+
+def _asked(arguments: argparse.Namespace) -> PyramidParams:
+    if arguments.source_ is not None:
+        if arguments.source is not None:
+            msg = "the source is named twice; give SOURCE or --source"
+            raise RequestError(msg)
+        arguments.source = arguments.source_
+    return given_params(arguments)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from pyramid_core.build import plan_build
+
+    print(plan_build(_asked(arguments)))
+    return DONE
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    params = _asked(arguments)
+    from pyramid_core.build import build_pyramid
+
+    with shown_progress() as progress:
+        result = build_pyramid(params, progress=progress)
+    print(summary(result))
+    return DONE
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pyramid_core.verify import verify_pyramid
+
+    verification = verify_pyramid(arguments.location, arguments.mode)
+    print(verification)
+    return DONE if verification.ok else FAILED
+
+
+def _phantom(arguments: argparse.Namespace) -> int:
+    shape = parse_params({"source": "-", "test_shape": " ".join(arguments.shape)}).test_shape
+    from pyramid_core.phantom import write_phantom
+
+    info = write_phantom(arguments.location, kind=arguments.kind, shape=tuple(shape))
+    print(f"{info.location}: {arguments.kind}, {'x'.join(map(str, info.shape))}, {info.dtype}")
+    return DONE
+
+
+def summary(result: BuildResult) -> str:
+    """Return what a person wants to know at the end, with what to do next."""
+    plan = result.plan
+    lines = [
+        f"{plan.target}: {len(plan.levels)} levels, {result.blocks_built:,} blocks built, "
+        f"{result.blocks_found:,} found finished, {result.seconds:.1f} s, "
+        f"{human(plan.cost.bytes_written)} before compression"
+    ]
+    if result.verification is not None and result.verification.mode != "none":
+        checked = result.verification
+        lines.append(
+            f"verified: {checked.blocks_checked:,} of {checked.blocks:,} blocks computed again "
+            f"and found equal, bit for bit"
+        )
+    lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join([*lines, f"next: pyramid verify {plan.target}"])
+
+
+@contextlib.contextmanager
+def shown_progress() -> Iterator[Progress | None]:
+    """Show progress while the block runs: a bar on a terminal, else a line per level."""
+    if not sys.stderr.isatty():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger = logging.getLogger("pyramid_core")
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield None
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+               TextColumn("blocks"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[tuple[str, str], Any] = {}
+
+        def advance(run: LevelRun, result: BlockResult) -> None:  # noqa: ARG001 - progress's form
+            key = (run.plan.target, run.level.path)
+            if key not in tasks:
+                text = f"{run.plan.source.name} level {run.level.path}"
+                tasks[key] = bar.add_task(text, total=run.level.blocks.size)
+            done = run.built + run.found + run.empty
+            bar.update(tasks[key], completed=done)
+
+        yield advance
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,434 @@
+"""Run the missing blocks of a level on any ``concurrent.futures.Executor``.
+
+One block is one call of ``build_block`` with frozen data, in a thread here or in a process of a
+Dask cluster; running it twice is harmless. A window of a few blocks per worker is in flight, so
+nothing here grows with the image.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyramid_core.errors import BuildError, ClusterError, SourceError, StoppedError
+from pyramid_core.grid import (
+    Grid,
+    Region,
+    Shape,
+    ceil_div,
+    finer_region,
+    multiply,
+    region_shape,
+    shift,
+)
+from pyramid_core.kernels import Method, reduce_block
+from pyramid_core.model import Fill, ImageInfo, Level, PyramidPlan, fill_scalar
+from pyramid_core.presence import Mask, Presence
+from pyramid_core.stores import open_array, open_storage, with_padding
+
+if TYPE_CHECKING:
+    import zarr
+
+Array = np.ndarray[Any, Any]
+
+_stopped: set[str] = set()
+"""Tokens of jobs that shall end; seen by the threads of this process only."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelJob:
+    """What a worker needs to know to build or check any block of one level."""
+
+    token: str
+    """Unlike that of any other job, so that nothing opened for another is used for this one."""
+    source: tuple[str, str]
+    """Location and path of the array that is reduced."""
+    finer_shape: Shape
+    """Its shape."""
+    stored: Shape
+    """What one of its stored objects holds."""
+    key_prefix: str
+    """How its chunk keys begin."""
+    separator: str
+    """What stands between the numbers of its chunk keys."""
+    target: tuple[str, str]
+    """Location and path of the array that is written."""
+    level: Level
+    """The level that is written."""
+    method: Method
+    """How a window becomes a voxel."""
+    fill: Fill
+    """Value of voxels that are not stored."""
+    dtype: str
+    """Data type of the level."""
+    skips: bool
+    """Whether what nothing is stored of need not be read: windows of fill give fill."""
+    slots: int
+    """Blocks that one process may work on at the same time within ``memory_limit``."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockResult:
+    """What became of one block."""
+
+    index: Shape
+    """Index of the block in the level's grid."""
+    seconds: float
+    """Time it took its worker."""
+    worker: str
+    """Host and process that did it."""
+    equal: bool = True
+    """For a check: whether the stored voxels are what they should be."""
+
+
+def level_job(plan: PyramidPlan, level: Level) -> LevelJob:
+    """Return what workers need to build the blocks of a level."""
+    finer = plan.finer(level)
+    given = finer if isinstance(finer, ImageInfo) else None
+    default = "c" if plan.zarr_format == 3 else ""
+    return LevelJob(
+        token=uuid.uuid4().hex,
+        source=(given.location if given else plan.target, finer.path),
+        finer_shape=finer.shape,
+        stored=finer.write_unit,
+        key_prefix=given.key_prefix if given else default,
+        separator=given.separator if given else "/",
+        target=(plan.target, level.path),
+        level=level,
+        method=plan.method,
+        fill=plan.source.fill,
+        dtype=plan.dtype,
+        skips=plan.background is not None,
+        slots=max(1, plan.memory_limit // max(1, level.memory)),
+    )
+
+
+def source_presence(job: LevelJob) -> Presence | None:
+    """Return what is stored of the array that is reduced; None if it cannot be listed."""
+    storage = open_storage(job.source[0])
+    if not storage.listable:
+        return None
+    grid = Grid(job.finer_shape, job.stored)
+    return Presence(storage, job.source[1], grid, job.key_prefix, job.separator)
+
+
+def target_presence(plan: PyramidPlan, level: Level) -> Presence:
+    """Return what is stored of a level that this plan writes."""
+    prefix = "c" if plan.zarr_format == 3 else ""
+    return Presence(open_storage(plan.target), level.path, level.units, prefix, "/")
+
+
+def build_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult:
+    """Read, reduce and write one block; running it twice is harmless.
+
+    Args:
+        job: The level.
+        index: The block in the level's grid of blocks.
+        present: Which stored objects that the block is read from are there; None if nobody knows.
+    """
+    start = time.perf_counter()
+    with _slot(job):
+        voxels = compute_block(job, index, present)
+        region = job.level.blocks.region(index)
+        padded = tuple(
+            slice(r.start, r.start + n) for r, n in zip(region, voxels.shape, strict=True)
+        )
+        _opened(job.token, *job.target, padded=True)[padded] = voxels
+    return BlockResult(index, time.perf_counter() - start, _worker())
+
+
+def check_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult:
+    """Compute one block again and compare it with what is stored, bit for bit."""
+    start = time.perf_counter()
+    with _slot(job):
+        expected = compute_block(job, index, present)
+        region = job.level.blocks.region(index)
+        expected = expected[tuple(slice(0, n) for n in region_shape(region))]
+        try:
+            stored = np.asarray(_opened(job.token, *job.target, padded=False)[region])
+            equal = np.ascontiguousarray(expected).tobytes() == stored.tobytes()
+        except Exception:
+            equal = False
+    return BlockResult(index, time.perf_counter() - start, _worker(), equal)
+
+
+def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
+    """Return the voxels of one block, padded with fill to whole write units."""
+    level = job.level
+    region = level.blocks.region(index)
+    units = ceil_div(region_shape(region), level.write_unit)
+    block = np.full(multiply(units, level.write_unit), fill_scalar(job.fill, job.dtype))
+    origin = tuple(axis.start for axis in region)
+    source = _opened(job.token, *job.source, padded=False)
+    stored = Grid(job.finer_shape, job.stored)
+    first = stored.touched(finer_region(region, level.step, job.finer_shape))
+
+    def reduce_tile(tile: Region) -> None:
+        if job.token in _stopped:
+            raise StoppedError("stopped")
+        fine = finer_region(tile, level.step, job.finer_shape)
+        cells = shift(stored.touched(fine), tuple(axis.start for axis in first))
+        if present is not None and job.skips and not present[cells].any():
+            return
+        voxels = np.asarray(source[fine])
+        if present is not None:
+            _check_present(job, voxels, fine, present[cells])
+        block[shift(tile, origin)] = reduce_block(voxels, level.step, job.method)
+
+    tiles = Grid(level.shape, level.tile).within(region)
+    if level.tile_threads == 1:
+        for tile in tiles:
+            reduce_tile(tile)
+    else:
+        with ThreadPoolExecutor(level.tile_threads) as threads:
+            for _ in threads.map(reduce_tile, tiles):
+                pass
+    return block
+
+
+def _check_present(job: LevelJob, voxels: Array, fine: Region, present: Mask) -> None:
+    """Make sure that nothing which the listing showed was read as background.
+
+    zarr returns fill for a chunk that is not found. So where a listed object reads as nothing but
+    fill, it is asked for by name; the first voxel settles it for nearly all.
+    """
+    stored = Grid(job.finer_shape, job.stored)
+    fill = fill_scalar(job.fill, job.dtype).tobytes()
+    first = tuple(axis.start for axis in stored.touched(fine))
+    for region in stored.within(fine):
+        cell = tuple(axis.start for axis in stored.touched(region))
+        if not present[tuple(c - f for c, f in zip(cell, first, strict=True))]:
+            continue
+        part = voxels[shift(region, tuple(axis.start for axis in fine))]
+        if part[(0,) * part.ndim].astype(job.dtype).tobytes() != fill:
+            continue
+        if part.astype(job.dtype).tobytes() == fill * part.size:
+            storage = open_storage(job.source[0])
+            presence = Presence(storage, job.source[1], stored, job.key_prefix, job.separator)
+            key = presence.key(cell)
+            if not storage.exists(key):
+                msg = f"{key} was listed but could not be found when it was read"
+                raise SourceError(msg)
+
+
+@lru_cache(maxsize=32)
+def _opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array[Any]:  # noqa: ARG001 - the token keeps jobs apart
+    with _opening:
+        array = open_array(open_storage(location), path, writable=padded)
+        return with_padding(array) if padded else array
+
+
+_opening = threading.RLock()
+"""zarr's configuration belongs to the process, so arrays are opened one at a time."""
+
+_semaphores: dict[tuple[str, int], threading.BoundedSemaphore] = {}
+
+
+@contextmanager
+def _slot(job: LevelJob) -> Iterator[None]:
+    """Keep the blocks of one process within its memory, whatever threads a cluster gives it."""
+    with _opening:
+        slot = _semaphores.setdefault((job.token, job.slots), threading.BoundedSemaphore(job.slots))
+    with slot:
+        yield
+
+
+@lru_cache(maxsize=1)
+def _worker() -> str:
+    import os
+    import socket
+
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+Task = Callable[[LevelJob, Shape, Mask | None], BlockResult]
+
+
+def run_blocks(
+    job: LevelJob,
+    task: Task,
+    blocks: Iterator[tuple[Shape, Mask | None]],
+    executor: Executor,
+    in_flight: int,
+) -> Iterator[BlockResult]:
+    """Run a task on blocks, a bounded number at a time; yield each result as it comes.
+
+    Raises:
+        BuildError: If a block fails; names level, region and cause. The blocks that run are
+            waited for, the others are not begun.
+    """
+    pending: dict[Future[BlockResult], Shape] = {}
+    try:
+        for index, present in blocks:
+            pending[executor.submit(task, job, index, present)] = index
+            if len(pending) >= in_flight:
+                yield from _finished(job, pending)
+        while pending:
+            yield from _finished(job, pending)
+    finally:
+        _stopped.add(job.token)
+        for future in pending:
+            future.cancel()
+        wait(pending)
+        _stopped.discard(job.token)
+        _semaphores.pop((job.token, job.slots), None)
+
+
+def _finished(job: LevelJob, pending: dict[Future[BlockResult], Shape]) -> Iterator[BlockResult]:
+    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    for future in done:
+        index = pending.pop(future)
+        try:
+            result = future.result()
+        except Exception as error:
+            region = job.level.blocks.region(index)
+            at = ", ".join(f"{axis.start}:{axis.stop}" for axis in region)
+            cause = str(error).split("\n")[0][:300] or type(error).__name__
+            msg = f"level {job.level.path}, voxels [{at}]: {type(error).__name__}: {cause}"
+            raise BuildError(msg) from error
+        yield result
+
+
+@dataclass
+class LevelRun:
+    """One level being built: iterate to build its missing blocks, one result each.
+
+    ``built``, ``found`` and ``empty`` count, as the run goes on, the blocks that were built, those
+    that were finished before and those that hold nothing but background.
+    """
+
+    plan: PyramidPlan
+    """The plan."""
+    level: Level
+    """The level."""
+    executor: Executor
+    """Where the blocks are built."""
+    in_flight: int
+    """Blocks that are begun at the same time."""
+    found: int = 0
+    """Blocks that were there before."""
+    empty: int = 0
+    """Blocks whose source holds no data, so that nothing is stored of them."""
+    built: int = 0
+    """Blocks that were built."""
+
+    def __iter__(self) -> Iterator[BlockResult]:
+        """Build the missing blocks."""
+        job = level_job(self.plan, self.level)
+        missing = self.missing(job)
+        for result in run_blocks(job, build_block, missing, self.executor, self.in_flight):
+            self.built += 1
+            yield result
+
+    def missing(self, job: LevelJob) -> Iterator[tuple[Shape, Mask | None]]:
+        """Yield the blocks that have source data and lack a stored object."""
+        source = source_presence(job)
+        target = target_presence(self.plan, self.level)
+        for index in self.level.blocks:
+            need, present = needed_units(self.plan, job, source, index)
+            if not need.any():
+                self.empty += 1
+            elif (target.window(units_of(self.level, index)) | ~need).all():
+                self.found += 1
+            else:
+                yield index, present
+
+
+def units_of(level: Level, index: Shape) -> Region:
+    """Return the range of write units that a block consists of."""
+    return level.units.touched(level.blocks.region(index))
+
+
+def needed_units(
+    plan: PyramidPlan, job: LevelJob, source: Presence | None, index: Shape
+) -> tuple[Mask, Mask | None]:
+    """Return which write units of a block have source data, and what of the source is stored.
+
+    Where a window of background does not give background, or the source cannot be listed, every
+    unit is needed.
+    """
+    level = job.level
+    region = level.blocks.region(index)
+    counts = region_shape(level.units.touched(region))
+    stored = Grid(job.finer_shape, job.stored)
+    if source is None:
+        return np.ones(counts, bool), None
+    cells = stored.touched(finer_region(region, level.step, job.finer_shape))
+    present = source.window(cells)
+    if plan.background is None or present.all():
+        return np.ones(counts, bool), present
+    need = np.zeros(counts, bool)
+    origin = tuple(axis.start for axis in cells)
+    for unit, part in zip(np.ndindex(*counts), level.units.within(region), strict=True):
+        fine = finer_region(part, level.step, job.finer_shape)
+        need[unit] = present[shift(stored.touched(fine), origin)].any()
+    return need, present
+
+
+@contextmanager
+def open_executor(plan: PyramidPlan, executor: Executor | None = None) -> Iterator[Executor]:
+    """Yield where blocks are built: as given, a Dask cluster as asked or active, else threads.
+
+    Raises:
+        ClusterError: If the scheduler cannot be reached.
+    """
+    if executor is not None:
+        yield executor
+    elif plan.dask_address == "local":
+        from distributed import Client, LocalCluster
+
+        with (
+            LocalCluster(
+                n_workers=plan.workers, threads_per_worker=1, dashboard_address=None
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client.get_executor(pure=False)
+    elif plan.dask_address is not None:
+        from distributed import Client
+
+        try:
+            client = Client(plan.dask_address, timeout=10)
+        except (OSError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            msg = f"no Dask scheduler answers at {plan.dask_address}: {reason}"
+            raise ClusterError(msg) from error
+        with client:
+            yield client.get_executor(pure=False)
+    elif (client := _active_client()) is not None:
+        yield client.get_executor(pure=False)
+    else:
+        with ThreadPoolExecutor(plan.workers, thread_name_prefix="block") as threads:
+            yield threads
+
+
+def _active_client() -> Any:
+    """Return the Dask client that the caller has made the current one, if any."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def in_flight(plan: PyramidPlan) -> int:
+    """Return how many blocks are begun at the same time: a few per worker hide the hand-over."""
+    return 2 * plan.workers
+
+
+def run_level(plan: PyramidPlan, level: Level, executor: Executor) -> LevelRun:
+    """Return a run of one level; iterate over it to build the missing blocks."""
+    return LevelRun(plan, level, executor, in_flight(plan))

@@ -1,0 +1,88 @@
+"""The metadata of groups, read and written in one piece; consolidated copies follow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from pyramid_core.stores import Storage, is_url, join, open_storage, split
+
+GROUP_KEYS = {2: (".zgroup", ".zattrs", ".zmetadata"), 3: ("zarr.json",)}
+"""The objects that hold the metadata of a group, per Zarr format."""
+
+_NODE_KEYS = {2: (".zarray", ".zgroup", ".zattrs"), 3: ("zarr.json",)}
+
+
+def write_group(
+    storage: Storage,
+    zarr_format: Literal[2, 3],
+    attributes: dict[str, Any],
+    changed: Iterable[str] = (),
+) -> None:
+    """Write a group's attributes in one PUT; make the group where it is not there.
+
+    Args:
+        storage: The location of the group.
+        zarr_format: Its format.
+        attributes: All its attributes.
+        changed: Paths of nodes below it that were made, changed or deleted; a consolidated copy
+            of their metadata that exists is brought up to date, also in the groups above.
+    """
+    changed = list(changed)
+    if zarr_format == 3:
+        document = storage.read_json("zarr.json") or {"zarr_format": 3, "node_type": "group"}
+        document["attributes"] = attributes
+        inline = document.get("consolidated_metadata")
+        if inline:
+            _refresh(inline["metadata"], storage, changed, zarr_format)
+        storage.write_json("zarr.json", document)
+    else:
+        if storage.read(".zgroup") is None:
+            storage.write_json(".zgroup", {"zarr_format": 2})
+        storage.write_json(".zattrs", attributes)
+        if consolidated := storage.read_json(".zmetadata"):
+            consolidated["metadata"][".zattrs"] = attributes
+            _refresh(consolidated["metadata"], storage, changed, zarr_format)
+            storage.write_json(".zmetadata", consolidated)
+    _refresh_above(storage, changed, zarr_format)
+
+
+def _refresh_above(storage: Storage, changed: list[str], zarr_format: Literal[2, 3]) -> None:
+    """Bring the consolidated metadata of the groups above up to date, where they have any."""
+    name = "zarr.json" if zarr_format == 3 else ".zmetadata"
+    for above, path in _groups_above(storage):
+        if above.read(GROUP_KEYS[zarr_format][0]) is None:
+            return
+        # A group of Zarr v2 without a copy may lie in one that has a copy.
+        document = above.read_json(name) or {}
+        copy = document.get("consolidated_metadata") if zarr_format == 3 else document
+        if copy:
+            paths = [path, *(f"{path}/{below}" for below in changed)]
+            _refresh(copy["metadata"], above, paths, zarr_format)
+            above.write_json(name, document)
+
+
+def _groups_above(storage: Storage) -> Iterator[tuple[Storage, str]]:
+    """Yield the locations above as far as there may be groups, and our path from each."""
+    location, path = storage.location, ""
+    while True:
+        parent, name = split(location)
+        # The bucket or host is the last place that can be a group.
+        if not name or parent == location or (is_url(location) and parent.count("/") < 2):
+            return
+        location, path = parent, f"{name}/{path}".rstrip("/")
+        yield open_storage(location), path
+
+
+def _refresh(
+    metadata: dict[str, Any], storage: Storage, paths: list[str], zarr_format: Literal[2, 3]
+) -> None:
+    for path in paths:
+        for name in _NODE_KEYS[zarr_format]:
+            content = storage.read(join(path, name) if path else name)
+            key = path if zarr_format == 3 else join(path, name)
+            if content is None:
+                metadata.pop(key, None)
+            else:
+                metadata[key] = json.loads(content)

@@ -1,0 +1,190 @@
+"""One builder per target.
+
+On files a lock (``flock``) on a file beside the target, which the death of its holder frees at
+once. On object stores an owner object beside the target, created only if absent, with a beat every
+few seconds; a newcomer watches whether it moves. No clocks are compared.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import obstore
+import obstore.exceptions
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+from pyramid_core.errors import LocationError, StoppedError, TargetBusyError
+from pyramid_core.stores import is_url, local_path, open_storage, shown, split
+
+BEAT_SECONDS = 5.0
+"""An owner object moves this often."""
+
+WATCH_SECONDS = 25.0
+"""A newcomer takes an owner object over that has not moved for this long."""
+
+
+class Owner:
+    """Proof that this process builds a target; ``check`` asks whether it still does."""
+
+    def check(self) -> None:
+        """Raise if another build has taken the target over.
+
+        Raises:
+            StoppedError: If so; what was written stays, and is whole.
+        """
+
+
+@contextmanager
+def own(target: str) -> Iterator[Owner]:
+    """Own a target while the block runs.
+
+    Raises:
+        TargetBusyError: If another build owns it; names that one.
+    """
+    if is_url(target):
+        with _own_object(target) as owner:
+            yield owner
+    else:
+        with _own_file(local_path(target)):
+            yield Owner()
+
+
+def _who() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+@contextmanager
+def _own_file(target: Path) -> Iterator[None]:
+    target = Path(os.path.realpath(target))
+    lock = target.parent / f".{target.name}.lock"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(lock, target)
+    except OSError as error:
+        msg = f"cannot write beside {target}: {error.strerror or error}"
+        raise LocationError(msg) from error
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, _who().encode(), 0)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(lock: Path, target: Path) -> int:
+    """Return the descriptor of the lock file, locked; it may have been unlinked meanwhile."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            msg = f"{target} is being built by {holder}; wait for it, or stop it"
+            raise TargetBusyError(msg) from error
+        if _same_file(descriptor, lock):
+            return descriptor
+        os.close(descriptor)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+class _ObjectOwner(Owner):
+    """The owner object of a target on an object store, kept alive by a thread."""
+
+    def __init__(self, target: str):
+        parent, name = split(target)
+        self._target = target
+        self._store = open_storage(parent)._store
+        self._key = f"{name}.owner"
+        self._token = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._e_tag = self._take()
+        self._thread = threading.Thread(target=self._beat, name="owner", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        try:
+            found = json.loads(bytes(obstore.get(self._store, self._key).bytes()))
+        except FileNotFoundError:
+            found = {}
+        if found.get("token") != self._token:
+            msg = f"{shown(self._target)} was taken over by {found.get('who', 'another build')}"
+            raise StoppedError(msg)
+
+    def release(self) -> None:
+        """Stop the beat and remove the object, if it is still ours."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            self.check()
+        except StoppedError:
+            return
+        obstore.delete(self._store, self._key)
+
+    def _content(self) -> bytes:
+        return json.dumps({"token": self._token, "who": _who(), "beat": uuid.uuid4().hex}).encode()
+
+    def _take(self) -> str:
+        """Create the object, or take over one that does not move; return its etag."""
+        deadline, seen = 0.0, ""
+        while True:
+            try:
+                made = obstore.put(self._store, self._key, self._content(), mode="create")
+                return str(made["e_tag"])
+            except AlreadyExistsError:
+                pass
+            try:
+                found = obstore.get(self._store, self._key)
+                e_tag, content = str(found.meta["e_tag"]), bytes(found.bytes())
+            except FileNotFoundError:
+                continue
+            if seen and e_tag != seen:
+                who = json.loads(content).get("who", "another build")
+                msg = f"{shown(self._target)} is being built by {who}; wait for it, or stop it"
+                raise TargetBusyError(msg)
+            if not seen:
+                deadline, seen = time.monotonic() + WATCH_SECONDS, e_tag
+            elif time.monotonic() > deadline:
+                try:
+                    return self._put_over(e_tag)
+                except PreconditionError:
+                    seen = ""  # someone else was faster; watch that one
+            time.sleep(min(1.0, BEAT_SECONDS / 2))
+
+    def _put_over(self, e_tag: str) -> str:
+        made = obstore.put(self._store, self._key, self._content(), mode={"e_tag": e_tag})
+        return str(made["e_tag"])
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            try:
+                self._e_tag = self._put_over(self._e_tag)
+            except PreconditionError:
+                return  # taken over: check() says so before the next level
+            except (OSError, obstore.exceptions.BaseError):
+                continue  # a beat may be missed; a newcomer waits for several
+
+
+@contextmanager
+def _own_object(target: str) -> Iterator[Owner]:
+    owner = _ObjectOwner(target)
+    try:
+        yield owner
+    finally:
+        owner.release()

@@ -1,0 +1,92 @@
+"""What is stored of an array, known from listings: presence is never guessed from a failed read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from pyramid_core.grid import Grid, Region, Shape
+from pyramid_core.stores import Storage
+
+_SLAB = 2**22
+"""Chunks that one listing may tell of; what is present of a larger grid is listed in parts."""
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class Presence:
+    """Which stored objects of an array are there, known from listings that fit in memory.
+
+    The grid of stored objects (chunks, or shards) is listed as a whole while it has at most four
+    million cells, else in slabs along its first axes, of which the last few are kept.
+    """
+
+    def __init__(self, storage: Storage, path: str, grid: Grid, prefix: str, separator: str):
+        """Prepare to list; *prefix* is ``c`` for Zarr v3's default keys, empty for v2's."""
+        self._storage = storage
+        self._root = f"{path}/" if path else ""
+        self._counts = grid.counts
+        self._prefix = f"{prefix}{separator}" if prefix else ""
+        self._separator = separator
+        # Only nested keys can be listed in parts: object stores list by whole path segments.
+        self._depth = 0
+        while (
+            separator == "/"
+            and self._depth < len(self._counts) - 1
+            and math.prod(self._counts[self._depth :]) > _SLAB
+        ):
+            self._depth += 1
+        self._slab = lru_cache(maxsize=8)(self._list_slab)
+
+    def window(self, cells: Region) -> Mask:
+        """Return which cells of a range of the grid are stored, as an array of booleans."""
+        outer = cells[: self._depth]
+        inner = cells[self._depth :]
+        window = np.zeros([axis.stop - axis.start for axis in cells], bool)
+        for index in np.ndindex(*(axis.stop - axis.start for axis in outer)):
+            at = tuple(int(i) + axis.start for i, axis in zip(index, outer, strict=True))
+            window[index] = self._slab(at)[inner]
+        return window
+
+    def key(self, cell: Shape) -> str:
+        """Return the key of one stored object."""
+        return self._root + self._prefix + self._separator.join(map(str, cell))
+
+    def _list_slab(self, at: Shape) -> Mask:
+        slab = np.zeros(self._counts[self._depth :], bool)
+        place = self._root + self._prefix + "".join(f"{i}/" for i in at)
+        start = self._root + self._prefix
+        for item in self._storage.listing(place.rstrip("/")):
+            cell = self._cell(item.key.removeprefix(start))
+            # An object of zero bytes is what a power loss leaves of a chunk: it counts as missing.
+            if cell is not None and cell[: self._depth] == at and item.size > 0:
+                slab[cell[self._depth :]] = True
+        return slab
+
+    def _cell(self, key: str) -> Shape | None:
+        parts = key.split(self._separator)
+        if len(parts) != len(self._counts) or not all(p.isdecimal() and p.isascii() for p in parts):
+            return None
+        cell = tuple(map(int, parts))
+        return cell if all(i < n for i, n in zip(cell, self._counts, strict=True)) else None
+
+
+def listing_digest(storage: Storage, path: str) -> str | None:
+    """Return a digest of the chunks below a path: key, size, and time or etag of each.
+
+    The objects may come in any order: their hashes are added up. None where nothing can be listed.
+    Metadata is left out; what of it matters is in the plan.
+    """
+    if not storage.listable:
+        return None
+    total = 0
+    for item in storage.listing(path):
+        if item.key.rpartition("/")[2] in ("zarr.json", ".zarray", ".zattrs"):
+            continue
+        text = f"{item.key}\0{item.size}\0{item.mark}".encode()
+        total += int.from_bytes(hashlib.sha256(text).digest())
+    return f"{total % 2**256:064x}"

@@ -1,0 +1,367 @@
+"""Create levels, keep the record of a build, and commit.
+
+The attributes of the group tell the truth at any moment: a record while the image is built, the
+multiscales document once it is finished and verified. In place, the base's own document is narrowed
+to level 0 meanwhile, never lost.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Literal
+
+import numpy as np
+
+from pyramid_core.errors import TargetError
+from pyramid_core.grid import Grid, Region
+from pyramid_core.groups import GROUP_KEYS, write_group
+from pyramid_core.model import Codec, Level, PyramidPlan, fill_scalar
+from pyramid_core.ngff import (
+    RECORD,
+    channels_of,
+    contrast_window,
+    document_of,
+    image_attributes,
+    narrowed,
+    parse_multiscales,
+)
+from pyramid_core.presence import listing_digest
+from pyramid_core.reader import Node, read_node
+from pyramid_core.stores import Storage, is_url, local_path, open_array, open_storage, shown
+
+_TEMPORARY = re.compile(r"#\d+$|\.partial$")
+"""Names that obstore and zarr give to files that are not whole yet."""
+
+_SAMPLED_BYTES = 32_000_000
+"""Voxels that are looked at to find the contrast of one channel."""
+
+_COARSE_VOXELS = 2**15
+"""The contrast comes from the coarsest level that has this many voxels in a channel."""
+
+
+def is_published(plan: PyramidPlan) -> bool:
+    """Return whether the very image that is asked for is there already; writes nothing.
+
+    Raises:
+        TargetError: If the target holds something that the plan must not touch.
+    """
+    return [_decide(image) for image in plan.images] == ["published"] * len(plan.images)
+
+
+def prepare(plan: PyramidPlan) -> None:
+    """Record the build at the target and its labels, and create the levels that lack.
+
+    Raises:
+        TargetError: If the target holds something that the plan must not touch; nothing was
+            written then.
+    """
+    actions = [_decide(image) for image in plan.images]
+    for image, action in zip(plan.images, actions, strict=True):
+        _prepare(image, clear=action == "clear")
+
+
+def source_digest(plan: PyramidPlan) -> str | None:
+    """Return a digest of what is stored of the source; None if it cannot be listed."""
+    return listing_digest(open_storage(plan.source.location), plan.source.path)
+
+
+def _decide(plan: PyramidPlan) -> Literal["build", "clear", "published"]:
+    """Say what has to be done with what is at the target now, or refuse."""
+    storage = open_storage(plan.target)
+    place = shown(plan.target)
+    node = read_node(storage, "")
+    if node is None:
+        found = storage.names()
+        if found or (not is_url(plan.target) and local_path(plan.target).exists() and found):
+            msg = f"{place} holds something that is no Zarr group: {', '.join(found[:5])}"
+            raise TargetError(msg)
+        return "build"
+    if node.kind == "array":
+        msg = f"{place} is an array; the image needs a group, so choose another place"
+        raise TargetError(msg)
+    named = _named(node)
+    _check_names(plan, storage, named)
+    if RECORD in node.attributes:
+        return _decide_unfinished(plan, node.attributes[RECORD])
+    return _decide_finished(plan, node, named)
+
+
+def _decide_unfinished(
+    plan: PyramidPlan, record: dict[str, Any]
+) -> Literal["build", "clear", "published"]:
+    place = shown(plan.target)
+    if plan.existing == "fail":
+        msg = f"{place} holds an unfinished build; go on with it by --existing resume"
+        raise TargetError(msg)
+    differing = differences(record.get("plan", {}), plan.identity())
+    if not differing and record.get("source") != source_digest(plan):
+        differing = ["the source, which has changed since"]
+    if differing and plan.existing != "replace":
+        msg = (
+            f"{place} holds an unfinished build of another plan; they differ in "
+            f"{', '.join(differing)}; ask for the same again, or start over with --existing replace"
+        )
+        raise TargetError(msg)
+    return "clear" if differing or record.get("state") == "clearing" else "build"
+
+
+def _decide_finished(
+    plan: PyramidPlan, node: Node, named: list[str]
+) -> Literal["build", "clear", "published"]:
+    place = shown(plan.target)
+    multiscales = parse_multiscales(node.attributes)
+    foreign = [path for path in named if not plan.in_place or path != plan.levels[0].path]
+    if multiscales is None or (multiscales.identity is None and not foreign):
+        if not plan.in_place and (node.attributes or _children(plan)):
+            found = ", ".join([*node.attributes, *_children(plan)][:5])
+            msg = f"{place} is a Zarr group that holds something else: {found}"
+            raise TargetError(msg)
+        return "build"
+    if plan.existing == "replace":
+        return "clear"
+    if plan.existing == "fail":
+        msg = f"{place} holds a finished image; --existing replace builds it anew"
+        raise TargetError(msg)
+    if multiscales.identity is None:
+        msg = (
+            f"{place} holds an image of {len(named)} levels that another program made; "
+            f"--existing replace deletes them and builds anew"
+        )
+        raise TargetError(msg)
+    differing = differences(multiscales.identity, plan.identity())
+    if differing:
+        msg = (
+            f"{place} holds a finished image of another plan; they differ in "
+            f"{', '.join(differing)}; --existing replace builds it anew"
+        )
+        raise TargetError(msg)
+    return "published"
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the names of the fields in which two plans differ, with both values.
+
+    >>> differences({"method": "mean", "edges": "trim"}, {"method": "mode", "edges": "trim"})
+    ["method ('mean', now 'mode')"]
+    """
+    return [
+        f"{name} ({_brief(before.get(name))}, now {_brief(now.get(name))})"
+        for name in dict.fromkeys([*now, *before])
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _named(node: Node) -> list[str]:
+    """Return the levels that the record or the document of a group names."""
+    record = node.attributes.get(RECORD)
+    named = list(record.get("plan", {}).get("paths", [])) if isinstance(record, dict) else []
+    if isinstance(record, dict):
+        named += record.get("delete", [])
+    if multiscales := parse_multiscales(node.attributes):
+        named += [dataset.path for dataset in multiscales.datasets]
+    return [p for p in dict.fromkeys(named) if isinstance(p, str) and _is_inside(p)]
+
+
+def _is_inside(path: str) -> bool:
+    return bool(path.strip("/")) and not path.startswith("/") and ".." not in path.split("/")
+
+
+def _children(plan: PyramidPlan) -> list[str]:
+    metadata = {key for keys in GROUP_KEYS.values() for key in keys}
+    return [name for name in open_storage(plan.target).names() if name not in metadata]
+
+
+def _check_names(plan: PyramidPlan, storage: Storage, named: list[str]) -> None:
+    """Refuse to write a level where something is that neither record nor document names."""
+    for level in plan.written:
+        if level.path in named:
+            continue
+        folder, _, name = level.path.rpartition("/")
+        if name in storage.names(folder):
+            msg = (
+                f"{shown(plan.target)} has something at {level.path}, where a level would go, that "
+                f"no document names; it is not ours to delete, so move it or choose a --target"
+            )
+            raise TargetError(msg)
+
+
+def _prepare(plan: PyramidPlan, *, clear: bool) -> None:
+    storage = open_storage(plan.target, create=True)
+    node = read_node(storage, "")
+    before = node.attributes if node else {}
+    paths = [level.path for level in plan.written]
+    record = {"state": "building", "plan": plan.identity(), "source": source_digest(plan)}
+    attributes = {key: value for key, value in before.items() if key != RECORD}
+    if plan.in_place:
+        attributes = narrowed(attributes, plan.levels[0].path)
+    else:
+        attributes = {k: v for k, v in attributes.items() if k not in ("ome", *_OME_KEYS)}
+    if clear and node is not None:
+        keep = plan.levels[0].path if plan.in_place else None
+        doomed = [path for path in _named(node) if path != keep]
+        clearing = {**record, "state": "clearing", "delete": doomed}
+        write_group(storage, node.zarr_format, {**attributes, RECORD: clearing})
+        for path in doomed:
+            if keep is None or not keep.startswith(path + "/"):
+                storage.delete(path)
+        paths += doomed
+    _delete_temporary(plan, storage)
+    write_group(storage, plan.zarr_format, {**attributes, RECORD: record}, paths)
+    _drop_other_format(plan, storage)
+    for level in plan.written:
+        create_level(plan, storage, level)
+
+
+_OME_KEYS = ("multiscales", "omero")
+
+
+def _delete_temporary(plan: PyramidPlan, storage: Storage) -> None:
+    """Delete what writers that were killed have left; obstore's own listing does not show it."""
+    if is_url(storage.location):
+        return
+    for level in plan.written:
+        for folder, _, names in os.walk(local_path(storage.location) / level.path):
+            for name in names:
+                if _TEMPORARY.search(name):
+                    os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118 - os.walk gives strings
+
+
+def _drop_other_format(plan: PyramidPlan, storage: Storage) -> None:
+    """Delete the group metadata of the other Zarr format, which a replaced image had."""
+    other = 3 if plan.zarr_format == 2 else 2
+    if not plan.in_place:
+        storage.delete_objects([k for k in GROUP_KEYS[other] if storage.read(k) is not None])
+
+
+def create_level(plan: PyramidPlan, storage: Storage, level: Level) -> None:
+    """Write the metadata of one level, where it is not there yet."""
+    import zarr
+
+    if read_node(storage, level.path) is not None:
+        return
+    options: dict[str, Any] = {}
+    if plan.zarr_format == 2:
+        options["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+        options["order"] = "C"
+    else:
+        options["chunk_key_encoding"] = {"name": "default", "separator": "/"}
+        options["dimension_names"] = [axis.name for axis in plan.axes]
+    zarr.create_array(
+        storage.zarr_store(writable=True),
+        name=level.path,
+        shape=level.shape,
+        chunks=level.chunks,
+        shards=level.shards,
+        dtype=np.dtype(plan.dtype),
+        compressors=_compressor(plan.codec, plan.zarr_format, plan.dtype),
+        filters=None,
+        fill_value=fill_scalar(plan.source.fill, plan.dtype),
+        zarr_format=plan.zarr_format,
+        **options,
+    )
+
+
+def _compressor(codec: Codec, zarr_format: int, dtype: str) -> Any:
+    """Return the codec as zarr takes it in each format."""
+    if codec.name == "none":
+        return None
+    if zarr_format == 2:
+        import numcodecs
+
+        shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}.get(codec.shuffle, 1)
+        make = {
+            "zstd": lambda: numcodecs.Zstd(codec.level),
+            "gzip": lambda: numcodecs.GZip(codec.level),
+            "zlib": lambda: numcodecs.Zlib(codec.level),
+            "blosc": lambda: numcodecs.Blosc(codec.cname, codec.level, shuffle),
+        }
+        return make[codec.name]()
+    from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+
+    if codec.name == "blosc":
+        shuffle_name: Any = codec.shuffle or "shuffle"
+        cname: Any = codec.cname
+        return BloscCodec(
+            cname=cname, clevel=codec.level, shuffle=shuffle_name, typesize=np.dtype(dtype).itemsize
+        )
+    # zlib is not a codec of Zarr v3; gzip is the same compression in another envelope.
+    return ZstdCodec(level=codec.level) if codec.name == "zstd" else GzipCodec(level=codec.level)
+
+
+def finished_attributes(plan: PyramidPlan) -> dict[str, Any]:
+    """Return the attributes that the group will have once it is committed.
+
+    Raises:
+        ValueError: If the document would not be valid.
+    """
+    storage = open_storage(plan.target)
+    node = read_node(storage, "")
+    before = node.attributes if node else {}
+    is_label = "image-label" in document_of(before)
+    windows = [] if is_label else _windows(plan, storage)
+    return image_attributes(plan, before, windows)
+
+
+def commit(plan: PyramidPlan) -> None:
+    """Publish: swap the record for the multiscales document, of the labels first."""
+    for image in reversed(plan.images):
+        attributes = finished_attributes(image)
+        storage = open_storage(image.target)
+        if image.in_place:
+            _complete_base(image, storage)
+        write_group(storage, image.zarr_format, attributes, [level.path for level in image.levels])
+
+
+def _complete_base(plan: PyramidPlan, storage: Storage) -> None:
+    """Give the base the ``dimension_names`` that NGFF 0.5 demands, where it has none."""
+    if plan.ngff_version == "0.5" and not plan.source.dimension_names:
+        key = f"{plan.levels[0].path}/zarr.json"
+        document = storage.read_json(key)
+        if document is not None and not document.get("dimension_names"):
+            document["dimension_names"] = [axis.name for axis in plan.axes]
+            storage.write_json(key, document)
+
+
+def _windows(plan: PyramidPlan, storage: Storage) -> list[tuple[float, float, float, float]]:
+    """Return the contrast of each channel from a coarse level."""
+    names = [axis.name for axis in plan.axes]
+    count = len(channels_of(plan))
+
+    def voxels(level: Level) -> int:
+        return int(np.prod(level.shape, dtype=np.float64)) // count
+
+    enough = [level for level in plan.levels if voxels(level) >= _COARSE_VOXELS]
+    level = enough[-1] if enough else plan.levels[0]
+    array = open_array(storage, level.path)
+    channel_axis = names.index("c") if "c" in names else None
+    return [contrast_window(_sample(array, level, channel_axis, number)) for number in range(count)]
+
+
+def _sample(
+    array: Any, level: Level, channel_axis: int | None, channel: int
+) -> np.ndarray[Any, Any]:
+    """Return voxels of one channel: all of a small level, else chunks evenly spread over it."""
+    shape = list(level.shape)
+    if channel_axis is not None:
+        shape[channel_axis] = 1
+    chunks = tuple(map(min, level.chunks, shape))
+    grid = Grid(tuple(shape), chunks)
+    cell_bytes = int(np.prod(chunks)) * array.dtype.itemsize
+    wanted = min(grid.size, max(1, _SAMPLED_BYTES // cell_bytes))
+    parts = []
+    for number in range(wanted):
+        region = list(grid.region(grid.index(number * grid.size // wanted)))
+        if channel_axis is not None:
+            region[channel_axis] = slice(channel, channel + 1)
+        parts.append(_read(array, tuple(region)).reshape(-1))
+    return np.concatenate(parts)
+
+
+def _read(array: Any, region: Region) -> np.ndarray[Any, Any]:
+    return np.asarray(array[region])
