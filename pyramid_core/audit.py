@@ -14,9 +14,16 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from pyramid_core.errors import LocationError
-from pyramid_core.model import AXIS_TYPES, ImageInfo
-from pyramid_core.ngff import Dataset, Multiscales, document_of, parse_multiscales
-from pyramid_core.params import SPACE_UNITS
+from pyramid_core.image import AXIS_TYPES, ImageInfo
+from pyramid_core.ngff import (
+    RECORD,
+    Dataset,
+    Multiscales,
+    document_of,
+    is_number,
+    parse_multiscales,
+)
+from pyramid_core.params import SPACE_UNITS, TIME_UNITS
 from pyramid_core.reader import open_level, read_node
 from pyramid_core.stores import Storage
 
@@ -64,14 +71,15 @@ def audit(
         The findings, the document, and what each of its levels says of itself; without the last
         two where the document cannot be understood.
     """
-    findings = list(_not_json(attributes))
+    findings = list(_audit_attributes(attributes))
     document = document_of(attributes)
     try:
         multiscales = parse_multiscales(attributes)
     except LocationError as error:
         return [*findings, _error("", str(error))], None, []
     if multiscales is None:
-        return [*findings, _error("", "there is no multiscales document")], None, []
+        unfinished = "; its build is not finished: run it again" if RECORD in attributes else ""
+        return [*findings, _error("", f"there is no multiscales document{unfinished}")], None, []
     entry = document["multiscales"][0]
     findings += _audit_entry(entry, document, multiscales)
     findings += _audit_axes(entry["axes"])
@@ -85,19 +93,29 @@ def audit(
     if not base_has_names and not levels[0].dimension_names:
         levels[0] = replace(levels[0], dimension_names=axes)
     findings += _audit_arrays(storage, multiscales, levels)
+    if any(len(level.shape) != len(axes) for level in levels):
+        return findings, multiscales, []
     findings += _audit_geometry(multiscales, levels, str(entry.get("type", "")))
     if "image-label" not in document:
         findings += _audit_omero(document.get("omero"), multiscales, levels[0])
-    elif any(level.dtype[1] not in "iu" for level in levels):
-        findings.append(_error("", f"a label image holds integers, not {levels[0].dtype}"))
+    else:
+        findings += _audit_image_label(document["image-label"], levels)
     return findings, multiscales, levels
 
 
-def _not_json(attributes: dict[str, Any]) -> Iterator[Finding]:
+def _audit_attributes(attributes: dict[str, Any]) -> Iterator[Finding]:
     try:
         json.dumps(attributes, allow_nan=False)
     except ValueError:
         yield _error("", "the attributes hold NaN or Infinity, which no other JSON reader takes")
+    except RecursionError:
+        yield _error("", "the attributes are nested too deeply for other readers")
+    inside = attributes.get("ome")
+    if isinstance(inside, dict):
+        for name in ("multiscales", "omero", "image-label", "labels"):
+            if name in attributes:
+                make = _warning if name in inside else _error
+                yield make("", f"{name} stands beside ome; since 0.5 it stands inside")
 
 
 def _audit_entry(
@@ -115,6 +133,9 @@ def _audit_entry(
     for name in ("name", "type", "metadata"):
         if entry.get(name) is None:
             yield _warning("", f"multiscales has no {name!r}, which the strict schema demands")
+    made = (multiscales.identity or {}).get("method", entry.get("type"))
+    if entry.get("type") not in (None, made):
+        yield _error("", f"type is {entry['type']!r}, but the metadata tells of {made!r}")
     if entry.get("coordinateTransformations"):
         yield _warning("", "there are transformations of the whole image, which napari ignores")
 
@@ -133,12 +154,14 @@ def _audit_axes(axes: list[dict[str, Any]]) -> Iterator[Finding]:
         name, kind, unit = axis.get("name"), axis.get("type"), axis.get("unit")
         if kind != AXIS_TYPES.get(str(name)):
             yield _error("", f"axis {name} is of type {kind!r}, not {AXIS_TYPES.get(str(name))!r}")
-        if kind == "space" and unit is None:
+        if kind == "channel":
+            if unit is not None:
+                yield _warning("", f"axis {name} is of channels but has a unit, {unit!r}")
+        elif unit is None:
             yield _warning("", f"axis {name} has no unit")
-        elif kind == "space" and unit not in SPACE_UNITS:
-            yield _error("", f"axis {name} has unit {unit!r}; viewers want names like micrometer")
-        elif kind == "channel" and unit is not None:
-            yield _warning("", f"axis {name} is of channels but has a unit, {unit!r}")
+        elif str(unit) not in (TIME_UNITS if kind == "time" else SPACE_UNITS):
+            example = "second" if kind == "time" else "micrometer"
+            yield _error("", f"axis {name} has unit {unit!r}; viewers want names like {example}")
 
 
 def _audit_arrays(
@@ -165,19 +188,23 @@ def _audit_arrays(
         if level.separator != "/":
             make = _warning if level is base else _error
             yield make(at, "has '.' in its chunk keys; OME-Zarr wants '/'")
-    for name in _arrays_beside(storage, paths[0]):
-        if name not in paths:
-            yield _error(name, "is an array that the document does not name: an orphan level")
+    yield from _audit_beside(storage, paths)
 
 
-def _arrays_beside(storage: Storage, path: str) -> Iterator[str]:
-    """Yield the arrays in the folder of the base."""
-    folder = path.rpartition("/")[0]
+def _audit_beside(storage: Storage, paths: list[str]) -> Iterator[Finding]:
+    """Look for arrays in the folder of the base that are none of its levels."""
+    folder = paths[0].rpartition("/")[0]
     for name in storage.names(folder):
         found = f"{folder}/{name}" if folder else name
-        node = read_node(storage, found) if not name.startswith((".z", "zarr.json")) else None
+        if found in paths or name.startswith((".z", "zarr.json")):
+            continue
+        try:
+            node = read_node(storage, found)
+        except LocationError as error:
+            yield _error(found, str(error))
+            continue
         if node is not None and node.kind == "array":
-            yield found
+            yield _error(found, "is an array that the document does not name: an orphan level")
 
 
 def _audit_geometry(
@@ -186,8 +213,6 @@ def _audit_geometry(
     base = multiscales.datasets[0]
     pairs = pairwise(zip(multiscales.datasets, levels, strict=True))
     for (finer, fine), (dataset, level) in pairs:
-        if len(level.shape) != len(fine.shape):
-            continue
         at = dataset.path
         if level.shape == fine.shape or any(
             n > m for n, m in zip(level.shape, fine.shape, strict=True)
@@ -246,14 +271,37 @@ def _audit_omero(omero: Any, multiscales: Multiscales, base: ImageInfo) -> Itera
     if len(channels) != count:
         yield _error("", f"omero has {len(channels)} channels, the image {count}")
     for number, channel in enumerate(channels):
-        color = channel.get("color")
-        if not (isinstance(color, str) and len(color) == 6 and set(color) <= _HEXADECIMAL):
-            yield _error("", f"channel {number} has colour {color!r}, not six hexadecimal digits")
-        window = channel.get("window")
-        values = [window.get(k) if isinstance(window, dict) else None
-                  for k in ("min", "start", "end", "max")]  # fmt: skip
-        numbers = [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
-        if len(numbers) < 4:
-            yield _error("", f"channel {number} has no contrast window of finite numbers")
-        elif not numbers[0] <= numbers[1] < numbers[2] <= numbers[3]:
-            yield _error("", f"channel {number} has min, start, end, max {numbers}, not ascending")
+        if isinstance(channel, dict):
+            yield from _audit_channel(number, channel)
+        else:
+            yield _error("", f"channel {number} is {channel!r}, not an object")
+
+
+def _audit_channel(number: int, channel: dict[str, Any]) -> Iterator[Finding]:
+    color = channel.get("color")
+    if not (isinstance(color, str) and len(color) == 6 and set(color) <= _HEXADECIMAL):
+        yield _error("", f"channel {number} has colour {color!r}, not six hexadecimal digits")
+    window = channel.get("window")
+    window = window if isinstance(window, dict) else {}
+    values: list[Any] = [window.get(key) for key in ("min", "start", "end", "max")]
+    if not all(map(is_number, values)):
+        yield _error("", f"channel {number} has no contrast window of finite numbers")
+    elif not values[0] <= values[1] < values[2] <= values[3]:
+        yield _error("", f"channel {number} has min, start, end, max {values}, not ascending")
+
+
+def _audit_image_label(label: Any, levels: list[ImageInfo]) -> Iterator[Finding]:
+    if any(level.dtype[1] not in "iu" for level in levels):
+        yield _error("", f"a label image holds integers, not {levels[0].dtype}")
+    if not isinstance(label, dict):
+        yield _error("", f"image-label is {label!r}, not an object")
+        return
+    colors = label.get("colors", [])
+    if not isinstance(colors, list) or not all(isinstance(color, dict) for color in colors):
+        yield _error("", "image-label has colors that are no list of objects")
+        return
+    values = [color.get("label-value") for color in colors]
+    for value in values:
+        if values.count(value) > 1:
+            yield _error("", f"image-label has more than one colour of label {value}")
+            return

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyramid_core.errors import LocationError
-from pyramid_core.model import AXIS_TYPES, Axis, Channel, PyramidPlan
+from pyramid_core.image import AXIS_TYPES, Axis, Channel
+from pyramid_core.model import PyramidPlan
 from pyramid_core.version import VERSION
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def parse_multiscales(attributes: dict[str, Any]) -> Multiscales | None:
             _dataset(d.path, _transform(d.coordinateTransformations, len(axes)), outer)
             for d in entry.datasets
         )
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         msg = f"the multiscales document is not valid OME-Zarr {version}: {reason}"
         raise LocationError(msg) from error
@@ -151,23 +152,35 @@ def _transform(transforms: Any, n: int) -> tuple[tuple[float, ...], tuple[float,
             scale = tuple(map(float, transform.scale))
         elif transform.type == "translation":
             translation = tuple(map(float, transform.translation))
-    if len(scale) != n or not all(math.isfinite(v) for v in scale + translation) or min(scale) <= 0:
+    _check_transform(scale, translation)
+    return scale, translation
+
+
+def _check_transform(scale: tuple[float, ...], translation: tuple[float, ...]) -> None:
+    if not all(map(math.isfinite, scale + translation)) or min(scale, default=1.0) <= 0:
         msg = f"scale {scale} and translation {translation} must be finite, scale above zero"
         raise ValueError(msg)
-    return scale, translation
+
+
+def is_inside(path: str) -> bool:
+    """Return whether a path leads to one place below a group, and is its only spelling.
+
+    >>> is_inside("a/0"), is_inside("../0"), is_inside("./0"), is_inside(".")
+    (True, False, False, False)
+    """
+    return "\\" not in path and not set(path.split("/")) & {"", ".", ".."}
 
 
 def _dataset(path: str, inner: Any, outer: Any) -> Dataset:
     """Fold the transformation of the whole image, which comes after, into that of a level."""
-    if path.startswith("/") or ".." in path.split("/") or "\\" in path or not path.strip("/"):
+    if not is_inside(path):
         msg = f"dataset path {path!r} leads out of the image"
         raise ValueError(msg)
     (scale, translation), (by, plus) = inner, outer
-    return Dataset(
-        path,
-        tuple(s * b for s, b in zip(scale, by, strict=True)),
-        tuple(t * b + p for t, b, p in zip(translation, by, plus, strict=True)),
-    )
+    folded = tuple(s * b for s, b in zip(scale, by, strict=True))
+    moved = tuple(t * b + p for t, b, p in zip(translation, by, plus, strict=True))
+    _check_transform(folded, moved)
+    return Dataset(path, folded, moved)
 
 
 def _channels(omero: Any) -> list[Channel]:
@@ -196,10 +209,20 @@ def _is_color(color: Any) -> bool:
 
 
 def _is_window(window: list[Any]) -> bool:
-    return (
-        all(isinstance(v, (int, float)) and math.isfinite(v) for v in window)
-        and window[0] <= window[1] < window[2] <= window[3]
-    )
+    return all(map(is_number, window)) and window[0] <= window[1] < window[2] <= window[3]
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a JSON document is a number that a float can hold.
+
+    >>> is_number(1.5), is_number(float("nan")), is_number(10**400), is_number(True)
+    (True, False, False, False)
+    """
+    try:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _color(number: int, count: int) -> str:
@@ -237,12 +260,19 @@ def contrast_window(voxels: np.ndarray[Any, Any]) -> tuple[float, float, float, 
     if not start < end:
         start, end = low, high
     if not start < end:
-        # A constant image; a step of one is lost in large floats.
-        end = start + 1.0 if start + 1.0 > start else float(np.nextafter(start, math.inf))
+        start, end = _around(start)
     if dtype.kind in "iu" and dtype.itemsize <= 2:
         limits = np.iinfo(dtype)
         low, high = float(limits.min), float(max(limits.max, end))
     return (min(low, start), start, end, max(high, end))
+
+
+def _around(value: float) -> tuple[float, float]:
+    """Return start and end of a constant image; a step of one is lost in large floats."""
+    if value + 1.0 > value:
+        return value, value + 1.0
+    above = math.nextafter(value, math.inf)
+    return (value, above) if math.isfinite(above) else (math.nextafter(value, 0.0), value)
 
 
 def image_attributes(
@@ -260,7 +290,8 @@ def image_attributes(
     """
     attributes = {key: value for key, value in before.items() if key != RECORD}
     document = copy.deepcopy(document_of(attributes)) if plan.in_place else {}
-    document["multiscales"] = [_entry(plan)]
+    # Only the first entry is read and built; what else the base says stays.
+    document["multiscales"] = [_entry(plan), *document.get("multiscales", [])[1:]]
     if windows:
         document["omero"] = _omero(plan, document.get("omero"), windows)
     if plan.ngff_version == "0.4":
@@ -272,7 +303,7 @@ def image_attributes(
 def narrowed(attributes: dict[str, Any], base: str) -> dict[str, Any]:
     """Return the attributes with the multiscales document cut down to the base level."""
     narrow = copy.deepcopy(attributes)
-    for entry in document_of(narrow).get("multiscales", []):
+    for entry in document_of(narrow).get("multiscales", [])[:1]:
         entry["datasets"] = [d for d in entry["datasets"] if d["path"] == base]
     return narrow
 
@@ -323,14 +354,14 @@ def _omero(
     channels = []
     for number, (channel, found) in enumerate(zip(channels_of(plan), windows, strict=True)):
         low, start, end, high = channel.window or found
-        own = _get(before, "channels", number) or {}
+        own = _get(before, "channels", number)
         channels.append(
             {
                 "active": True,
                 "coefficient": 1,
                 "family": "linear",
                 "inverted": False,
-                **own,
+                **(own if isinstance(own, dict) else {}),
                 "label": channel.label,
                 "color": channel.color,
                 "window": {"min": low, "start": start, "end": end, "max": high},

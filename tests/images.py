@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from pyramid_core import PyramidParams, build_pyramid
-from tests.stories import Array, Shape, noise
+from tests.stories import Array, Shape, document, noise
 
 UNITS = {"t": "second", "z": "micrometer", "y": "micrometer", "x": "micrometer"}
 """The unit of every axis that has one."""
@@ -67,7 +67,10 @@ def write_base(
         names = zarr.open_group(place / "labels", mode="w", zarr_format=zarr_format)
         names.attrs.update(said(version, {"labels": list(labels)}))
     for name, ids in (labels or {}).items():
-        source = {"source": {"image": "../../"}, "colors": [{"label-value": 1, "rgba": [9, 9, 9, 9]}]}
+        source = {
+            "source": {"image": "../../"},
+            "colors": [{"label-value": 1, "rgba": [9, 9, 9, 9]}],
+        }
         own = {"image-label": {**source, **({"version": "0.4"} if version == "0.4" else {})}}
         spatial = len(axes) - ids.ndim
         write_base(
@@ -90,6 +93,26 @@ def read_attributes(place: Path) -> dict[str, Any]:
     return dict(json.loads((place / ".zattrs").read_text()))
 
 
+Transform = tuple[list[float], list[float]]
+
+
+def transforms(place: Path) -> list[Transform]:
+    """Return scale and translation of every level."""
+    datasets = document(place)["multiscales"][0]["datasets"]
+    found = []
+    for dataset in datasets:
+        scale, translation = dataset["coordinateTransformations"]
+        assert (scale["type"], translation["type"]) == ("scale", "translation")
+        found.append((scale["scale"], translation["translation"]))
+    return found
+
+
+def groups(place: Path) -> list[Path]:
+    """Return the image and its label images."""
+    names = document(place / "labels")["labels"] if (place / "labels").exists() else []
+    return [place, *(place / "labels" / name for name in names)]
+
+
 def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     """Edit a JSON file."""
     document = json.loads(path.read_text())
@@ -109,21 +132,39 @@ def blobs(shape: Shape) -> Array:
     """Return label ids: boxes of 1, 2 and 700 on background."""
     ids = np.zeros(shape, "u2")
     for number, (start, value) in enumerate([(0, 1), (5, 2), (9, 700)]):
-        ids[tuple(slice(start, start + 3 + 2 * number) for _ in shape)] = value
+        ids[tuple(slice(start, start + 6 + 2 * number) for _ in shape)] = value
     return ids
 
 
 OMERO = {
     "channels": [
-        {"label": "DAPI", "color": "0000FF", "window": {"min": 0, "start": 3, "end": 90, "max": 255}},
-        {"label": "GFP", "color": "00FF00", "window": {"min": 0, "start": 5, "end": 80, "max": 255}},
+        {
+            "label": "DAPI",
+            "color": "0000FF",
+            "window": {"min": 0, "start": 3, "end": 90, "max": 255},
+        },
+        {
+            "label": "GFP",
+            "color": "00FF00",
+            "window": {"min": 0, "start": 5, "end": 80, "max": 255},
+        },
     ]
 }
 
-PLANE = {"axes": "yx", "scale": (0.5, 0.25), "translation": (7.0, -3.0), "chunks": (64, 64)}
-STACK = {"axes": "zyx", "scale": (2.0, 0.5, 0.5), "translation": (10.0, 0.0, -4.0), "chunks": (8,) * 3}
-MOVIE = {"axes": "tzyx", "scale": (3.0, 1.0, 1.0, 1.0), "chunks": (1, 8, 8, 8)}
-ALL5 = {
+PLANE: dict[str, Any] = {
+    "axes": "yx",
+    "scale": (0.5, 0.25),
+    "translation": (7.0, -3.0),
+    "chunks": (64, 64),
+}
+STACK: dict[str, Any] = {
+    "axes": "zyx",
+    "scale": (2.0, 0.5, 0.5),
+    "translation": (10.0, 0.0, -4.0),
+    "chunks": (8,) * 3,
+}
+MOVIE: dict[str, Any] = {"axes": "tzyx", "scale": (3.0, 1.0, 1.0, 1.0), "chunks": (1, 8, 8, 8)}
+ALL5: dict[str, Any] = {
     "axes": "tczyx", "scale": (3.0, 1.0, 2.0, 0.5, 0.5), "chunks": (1, 1, 8, 8, 8),
     "translation": (9.0, 0.0, 1.0, 2.0, 3.0), "more": {"omero": OMERO},
 }  # fmt: skip
@@ -181,12 +222,16 @@ class Pyramids:
         place = source if target is None else self.folder / f"{name}.zarr"
         where = {} if target is None else {"target": str(place), "ngff_version": target}
         build_pyramid(
-            PyramidParams(**{"source": str(source), "edges": "partial", "workers": 2, **where, **asked})
+            PyramidParams(
+                **{"source": str(source), "edges": "partial", "workers": 2, **where, **asked}
+            )
         )
         return place
 
     def levels(self, name: str) -> list[dict[str, Any]]:
         """Return the datasets that a pyramid's document names."""
         attributes = read_attributes(self.place(name))
-        datasets: list[dict[str, Any]] = attributes.get("ome", attributes)["multiscales"][0]["datasets"]
+        datasets: list[dict[str, Any]] = attributes.get("ome", attributes)["multiscales"][0][
+            "datasets"
+        ]
         return datasets

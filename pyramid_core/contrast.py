@@ -1,0 +1,59 @@
+"""The contrast that viewers are told, from the voxels of a coarse level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyramid_core.grid import Grid, Region
+from pyramid_core.model import Level, PyramidPlan
+from pyramid_core.ngff import channels_of, contrast_window
+from pyramid_core.stores import Storage, open_array
+
+_SAMPLED_BYTES = 32_000_000
+"""Voxels that are looked at to find the contrast of one channel."""
+
+_COARSE_VOXELS = 2**15
+"""The contrast comes from the coarsest level that has this many voxels in a channel."""
+
+
+def contrast_windows(
+    plan: PyramidPlan, storage: Storage
+) -> list[tuple[float, float, float, float]]:
+    """Return the contrast of each channel from a coarse level."""
+    names = [axis.name for axis in plan.axes]
+    count = len(channels_of(plan))
+
+    def voxels(level: Level) -> int:
+        return int(np.prod(level.shape, dtype=np.float64)) // count
+
+    enough = [level for level in plan.levels if voxels(level) >= _COARSE_VOXELS]
+    level = enough[-1] if enough else plan.levels[0]
+    array = open_array(storage, level.path)
+    channel_axis = names.index("c") if "c" in names else None
+    return [contrast_window(_sample(array, level, channel_axis, number)) for number in range(count)]
+
+
+def _sample(
+    array: Any, level: Level, channel_axis: int | None, channel: int
+) -> np.ndarray[Any, Any]:
+    """Return voxels of one channel: all of a small level, else chunks evenly spread over it."""
+    shape = list(level.shape)
+    if channel_axis is not None:
+        shape[channel_axis] = 1
+    chunks = tuple(map(min, level.chunks, shape))
+    grid = Grid(tuple(shape), chunks)
+    cell_bytes = int(np.prod(chunks)) * array.dtype.itemsize
+    wanted = min(grid.size, max(1, _SAMPLED_BYTES // cell_bytes))
+    parts = []
+    for number in range(wanted):
+        region = list(grid.region(grid.index(number * grid.size // wanted)))
+        if channel_axis is not None:
+            region[channel_axis] = slice(channel, channel + 1)
+        parts.append(_read(array, tuple(region)).reshape(-1))
+    return np.concatenate(parts)
+
+
+def _read(array: Any, region: Region) -> np.ndarray[Any, Any]:
+    return np.asarray(array[region])
