@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
+import shlex
 import signal
 import sys
 import types
@@ -22,7 +24,8 @@ from pyramid_core.version import VERSION
 
 if TYPE_CHECKING:
     from pyramid_core.build import BuildResult, Progress
-    from pyramid_core.execute import BlockResult, LevelRun
+    from pyramid_core.execute import LevelRun
+from pyramid_core.job import BlockResult
 
 DONE, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -31,16 +34,18 @@ class _Terminated(BaseException):
     """SIGTERM came: unwind as for Ctrl-C, so that running blocks end and the target is let go."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser whose errors are one message, without a screen of usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the message and where help is; end with status 2."""
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(WRONG)
 
 
 def add_params(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field of ``PyramidParams``; the texts are those of the fields."""
+    parser.add_argument("source_", nargs="?", metavar="SOURCE", help="same as --source")
     for name, field in PyramidParams.model_fields.items():
         default = "" if field.is_required() or field.default in (None, "", []) else field.default
         text = ",".join(map(str, default)) if isinstance(default, list) else str(default)
@@ -67,6 +72,11 @@ def given_params(arguments: argparse.Namespace, **defaults: Any) -> PyramidParam
         RequestError: If one is wrong, or the source is missing.
     """
     values = dict(defaults)
+    if arguments.source_ is not None:
+        if arguments.source is not None:
+            msg = "the source is named twice; give SOURCE or --source"
+            raise RequestError(msg)
+        arguments.source = arguments.source_
     for name in PyramidParams.model_fields:
         value = getattr(arguments, name, None)
         if value is not None:
@@ -93,8 +103,17 @@ def guarded(run: Callable[[], int], name: str) -> int:
         return _fail(name, error, WRONG)
     except PyramidError as error:
         return _fail(name, error, FAILED)
+    except BrokenPipeError:
+        # Who reads what we print has enough of it, like head; keep Python from saying so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except OSError as error:
         return _fail(name, error, FAILED)
+    except Exception as error:
+        # Errors of the object-store client, which need not be imported to be told.
+        if type(error).__module__.partition(".")[0] != "obstore":
+            raise
+        return _fail(name, str(error).splitlines()[0], FAILED)
     except KeyboardInterrupt:
         return _fail(name, "stopped by Ctrl-C; run the same again to go on", INTERRUPTED)
     except _Terminated:
@@ -113,7 +132,7 @@ def _fail(name: str, error: object, status: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="pyramid",
         description="Build exact image pyramids from Zarr, published as OME-Zarr.",
         epilog="example: pyramid build scan.zarr --edges partial",
@@ -126,7 +145,6 @@ def _parser() -> argparse.ArgumentParser:
         ("build", _build, "build what is asked, or what is missing of it; verify; publish"),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.add_argument("source_", nargs="?", metavar="SOURCE", help="same as --source")
         add_params(command)
         command.set_defaults(run=run)
     text = "check an OME-Zarr image, ours or another program's; changes nothing"
@@ -146,24 +164,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _asked(arguments: argparse.Namespace) -> PyramidParams:
-    if arguments.source_ is not None:
-        if arguments.source is not None:
-            msg = "the source is named twice; give SOURCE or --source"
-            raise RequestError(msg)
-        arguments.source = arguments.source_
-    return given_params(arguments)
-
-
 def _plan(arguments: argparse.Namespace) -> int:
     from pyramid_core.build import plan_build
 
-    print(plan_build(_asked(arguments)))
+    print(plan_build(given_params(arguments)))
     return DONE
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    params = _asked(arguments)
+    params = given_params(arguments)
     from pyramid_core.build import build_pyramid
 
     with shown_progress() as progress:
@@ -203,8 +212,10 @@ def summary(result: BuildResult) -> str:
             f"verified: {checked.blocks_checked:,} of {checked.blocks:,} blocks computed again "
             f"and found equal, bit for bit"
         )
+    elif result.verification is None:
+        lines.append("it was there, finished; blocks computed again follow from the source")
     lines += [f"note: {note}" for note in plan.notes]
-    return "\n".join([*lines, f"next: pyramid verify {plan.target}"])
+    return "\n".join([*lines, f"next: pyramid verify {shlex.quote(plan.target)}"])
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,12 +31,15 @@ def make_image(path: Path, *, zarr_format: int = 3, shape: tuple[int, ...] = (8,
     base[...] = np.arange(np.prod(shape), dtype="u1").reshape(shape)
 
 
-def make_document(path: Path, **changes: object) -> None:
+def make_document(path: Path, **changes: Any) -> None:
     """Write an image whose multiscales document has some entries changed."""
     make_image(path)
-    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    axes: Any = [{"name": name, "type": "space"} for name in "zyx"]
     scale = [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]
-    entry = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    entry: dict[str, Any] = {
+        "axes": axes,
+        "datasets": [{"path": "0", "coordinateTransformations": scale}],
+    }
     zarr.open_group(path).attrs["ome"] = {"version": "0.5", "multiscales": [{**entry, **changes}]}
 
 
@@ -46,6 +50,21 @@ def build_other(path: Path) -> None:
                  "--step", "2,2,2", "--method", "max"]) == 0  # fmt: skip
 
 
+def image(place: Path) -> None:
+    """Write ``a.zarr``, an image of 8 x 8 x 8."""
+    make_image(place / "a.zarr")
+
+
+def then(*steps: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Return what takes several steps, one after another."""
+
+    def there(place: Path) -> None:
+        for step in steps:
+            step(place)
+
+    return there
+
+
 @dataclass(frozen=True)
 class Wrong:
     """A wrong request: what is there, what is asked, and words that the message must hold."""
@@ -53,7 +72,7 @@ class Wrong:
     id: str
     asked: tuple[str, ...]
     says: tuple[str, ...]
-    there: Callable[[Path], object] = field(default=lambda p: make_image(p / "a.zarr"))
+    there: Callable[[Path], object] = field(default=image)
 
 
 def array_of(dtype: str = "u1", shape: tuple[int, ...] = (8, 8, 8)) -> Callable[[Path], object]:
@@ -100,7 +119,7 @@ WRONG = [
     Wrong("missing location", ("--source", "nowhere.zarr"), ("nowhere.zarr", "nothing")),
     Wrong("empty folder", ("--source", "e"), ("e holds no Zarr",), lambda p: (p / "e").mkdir()),
     Wrong("not Zarr", ("--source", "d"), ("d holds no Zarr", "a.tif"),
-          lambda p: ((p / "d").mkdir(), (p / "d" / "a.tif").write_bytes(b"II*"))),
+          then(lambda p: (p / "d").mkdir(), lambda p: (p / "d" / "a.tif").write_bytes(b"II*"))),
     Wrong("a file", ("--source", "f.tif"), ("is a file",), lambda p: (p / "f.tif").write_text("x")),
     Wrong("unknown scheme", ("--source", "ftp://host/x.zarr"), ("ftp://host/x.zarr",)),
     Wrong("empty source", ("--source", " "), ("--source", "location")),
@@ -109,7 +128,7 @@ WRONG = [
     Wrong("a plate", ("--source", "g.zarr"), ("plate",),
           lambda p: zarr.open_group(p / "g.zarr", mode="w", attributes={"ome": {"plate": {}}})),
     Wrong("metadata is no JSON", ("--source", "g.zarr"), ("not JSON",),
-          lambda p: ((p / "g.zarr").mkdir(), (p / "g.zarr" / "zarr.json").write_text("{"))),
+          then(lambda p: (p / "g.zarr").mkdir(), lambda p: (p / "g.zarr" / "zarr.json").write_text("{"))),
     Wrong("one axis", SRC[:2], ("2 to 5 axes",), array_of(shape=(8,))),
     Wrong("six axes", SRC[:2], ("2 to 5 axes",), array_of(shape=(2,) * 6)),
     Wrong("no axis", SRC[:2], ("2 to 5 axes",), array_of(shape=())),
@@ -159,15 +178,15 @@ WRONG = [
           lambda p: make_image(p / "b" / "a.zarr")),
     Wrong("target is another image", (*SRC, "--target", "t.zarr", "--step", "2,2,2"),
           ("finished image of another plan", "method", "--existing replace"),
-          lambda p: (make_image(p / "a.zarr"), build_other(p / "t.zarr"))),
+          then(image, lambda p: build_other(p / "t.zarr"))),
     Wrong("target exists and shall not", (*SRC, "--target", "t.zarr", "--existing", "fail"),
-          ("finished image",), lambda p: (make_image(p / "a.zarr"), build_other(p / "t.zarr"))),
+          ("finished image",), then(image, lambda p: build_other(p / "t.zarr"))),
     Wrong("target is an array", (*SRC, "--target", "t.zarr"), ("is an array",),
-          lambda p: (make_image(p / "a.zarr"), make_array(p / "t.zarr"))),
+          then(image, lambda p: make_array(p / "t.zarr"))),
     Wrong("target holds other things", (*SRC, "--target", "t"), ("holds something", "notes.txt"),
-          lambda p: (make_image(p / "a.zarr"), (p / "t").mkdir(), (p / "t" / "notes.txt").touch())),
+          then(image, lambda p: (p / "t").mkdir(), lambda p: (p / "t" / "notes.txt").touch())),
     Wrong("target is a file", (*SRC, "--target", "t"), ("is a file",),
-          lambda p: (make_image(p / "a.zarr"), (p / "t").write_text("x"))),
+          then(image, lambda p: (p / "t").write_text("x"))),
     Wrong("array in no group, in place", ("--source", "l.zarr"), ("no Zarr group", "--target"),
           lambda p: make_array(p / "l.zarr")),
     Wrong("name of a level is taken", SRC, ("something at 1",), taken),
@@ -193,7 +212,10 @@ def tree(place: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.id)
 def test_a_wrong_request_gives_status_2_a_short_message_and_touches_nothing(
-    wrong: Wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wrong: Wrong,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Exit status 2, at most a few lines on standard error, every file as it was."""
     monkeypatch.chdir(tmp_path)

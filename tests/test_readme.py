@@ -1,0 +1,54 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pyramid_core.cli import main
+from pyramid_core.params import PyramidParams
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A current folder that holds the image of the examples."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["phantom", "scan.zarr", "--test-shape", "128,128,130"]) == 0
+
+
+@pytest.mark.usefixtures("scan")
+def test_the_commands_of_the_readme_run() -> None:
+    """Each line that begins with pyramid ends with status 0, one after another."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("pyramid ")]
+    assert [words[1] for words in commands] == ["plan", "build", "build", "verify"]
+    # The dry run says what the next line mends: the shape does not divide.
+    assert main(commands[0][1:]) == 2
+    for words in commands[1:]:
+        edges = ["--edges", "partial"] if "--target" in words else []
+        assert main([*words[1:], *edges]) == 0, words
+
+
+@pytest.mark.usefixtures("scan")
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_python_of_the_readme_runs(code: str) -> None:
+    """Each block runs in a folder that holds scan.zarr."""
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_options_that_the_readme_names_exist() -> None:
+    """Nothing is promised that argparse does not know."""
+    named = set(re.findall(r"`--([a-z-]+)", README)) | set(re.findall(r" --([a-z-]+) ", README))
+    known = {name.replace("_", "-") for name in PyramidParams.model_fields}
+    assert named
+    assert named <= known | {"help"}
