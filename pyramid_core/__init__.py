@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from pyramid_core.build import BuildResult as BuildResult
     from pyramid_core.build import build_pyramid as build_pyramid
     from pyramid_core.params import PyramidParams as PyramidParams
+    from pyramid_core.phantom import write_phantom as write_phantom
     from pyramid_core.plan import plan_pyramid as plan_pyramid
     from pyramid_core.reader import open_image as open_image
+    from pyramid_core.sampler import Downsampler as Downsampler
+    from pyramid_core.sampler import initialize_test_image as initialize_test_image
     from pyramid_core.verify import Verification as Verification
     from pyramid_core.verify import verify_pyramid as verify_pyramid
 

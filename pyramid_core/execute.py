@@ -7,10 +7,8 @@ nothing here grows with the image.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -20,21 +18,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyramid_core.errors import BuildError, ClusterError, SourceError, StoppedError
+from pyramid_core.errors import (
+    BuildError,
+    SourceError,
+    StoppedError,
+    is_transient,
+)
 from pyramid_core.grid import (
     Grid,
     Region,
     Shape,
-    ceil_div,
     finer_region,
     multiply,
     region_shape,
     shift,
 )
-from pyramid_core.kernels import Method, reduce_block
-from pyramid_core.model import Fill, ImageInfo, Level, PyramidPlan, fill_scalar
+from pyramid_core.image import fill_scalar
+from pyramid_core.job import BlockResult, LevelJob, level_job
+from pyramid_core.kernels import reduce_block
+from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.presence import Mask, Presence
-from pyramid_core.stores import open_array, open_storage, with_padding
+from pyramid_core.stores import Storage, open_array, open_storage, with_padding
+from pyramid_core.workers import in_flight, is_cluster
 
 if TYPE_CHECKING:
     import zarr
@@ -43,74 +48,6 @@ Array = np.ndarray[Any, Any]
 
 _stopped: set[str] = set()
 """Tokens of jobs that shall end; seen by the threads of this process only."""
-
-
-@dataclass(frozen=True, slots=True)
-class LevelJob:
-    """What a worker needs to know to build or check any block of one level."""
-
-    token: str
-    """Unlike that of any other job, so that nothing opened for another is used for this one."""
-    source: tuple[str, str]
-    """Location and path of the array that is reduced."""
-    finer_shape: Shape
-    """Its shape."""
-    stored: Shape
-    """What one of its stored objects holds."""
-    key_prefix: str
-    """How its chunk keys begin."""
-    separator: str
-    """What stands between the numbers of its chunk keys."""
-    target: tuple[str, str]
-    """Location and path of the array that is written."""
-    level: Level
-    """The level that is written."""
-    method: Method
-    """How a window becomes a voxel."""
-    fill: Fill
-    """Value of voxels that are not stored."""
-    dtype: str
-    """Data type of the level."""
-    skips: bool
-    """Whether what nothing is stored of need not be read: windows of fill give fill."""
-    slots: int
-    """Blocks that one process may work on at the same time within ``memory_limit``."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlockResult:
-    """What became of one block."""
-
-    index: Shape
-    """Index of the block in the level's grid."""
-    seconds: float
-    """Time it took its worker."""
-    worker: str
-    """Host and process that did it."""
-    equal: bool = True
-    """For a check: whether the stored voxels are what they should be."""
-
-
-def level_job(plan: PyramidPlan, level: Level) -> LevelJob:
-    """Return what workers need to build the blocks of a level."""
-    finer = plan.finer(level)
-    given = finer if isinstance(finer, ImageInfo) else None
-    default = "c" if plan.zarr_format == 3 else ""
-    return LevelJob(
-        token=uuid.uuid4().hex,
-        source=(given.location if given else plan.target, finer.path),
-        finer_shape=finer.shape,
-        stored=finer.write_unit,
-        key_prefix=given.key_prefix if given else default,
-        separator=given.separator if given else "/",
-        target=(plan.target, level.path),
-        level=level,
-        method=plan.method,
-        fill=plan.source.fill,
-        dtype=plan.dtype,
-        skips=plan.background is not None,
-        slots=max(1, plan.memory_limit // max(1, level.memory)),
-    )
 
 
 def source_presence(job: LevelJob) -> Presence | None:
@@ -138,36 +75,60 @@ def build_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResul
     """
     start = time.perf_counter()
     with _slot(job):
-        voxels = compute_block(job, index, present)
-        region = job.level.blocks.region(index)
-        padded = tuple(
-            slice(r.start, r.start + n) for r, n in zip(region, voxels.shape, strict=True)
-        )
-        _opened(job.token, *job.target, padded=True)[padded] = voxels
+        write_block(job, index, compute_block(job, index, present))
     return BlockResult(index, time.perf_counter() - start, _worker())
 
 
+def write_block(job: LevelJob, index: Shape, voxels: Array) -> None:
+    """Write the voxels of one block, padded with fill to whole write units."""
+    region = job.level.blocks.region(index)
+    padded = tuple(slice(r.start, r.start + n) for r, n in zip(region, voxels.shape, strict=True))
+    _opened(job.token, *job.target, padded=True)[padded] = voxels
+
+
+def background_block(job: LevelJob, index: Shape) -> Array:
+    """Return a block of nothing but fill, padded to whole write units."""
+    units = region_shape(units_of(job.level, index))
+    return np.full(multiply(units, job.level.write_unit), fill_scalar(job.fill, job.dtype))
+
+
 def check_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult:
-    """Compute one block again and compare it with what is stored, bit for bit."""
+    """Compute one block again and compare it with what is stored, bit for bit.
+
+    What cannot be decoded is a finding, here or of the finer level; what may work a moment later
+    is raised.
+    """
     start = time.perf_counter()
+    region = job.level.blocks.region(index)
+    inside = tuple(slice(0, n) for n in region_shape(region))
+    equal, fault = False, ""
     with _slot(job):
-        expected = compute_block(job, index, present)
-        region = job.level.blocks.region(index)
-        expected = expected[tuple(slice(0, n) for n in region_shape(region))]
         try:
-            stored = np.asarray(_opened(job.token, *job.target, padded=False)[region])
-            equal = np.ascontiguousarray(expected).tobytes() == stored.tobytes()
-        except Exception:
-            equal = False
-    return BlockResult(index, time.perf_counter() - start, _worker(), equal)
+            expected = compute_block(job, index, present)[inside]
+        except Exception as error:
+            if isinstance(error, StoppedError) or is_transient(error):
+                raise
+            fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        else:
+            equal = _is_stored(job, region, expected)
+    return BlockResult(index, time.perf_counter() - start, _worker(), equal, fault)
+
+
+def _is_stored(job: LevelJob, region: Region, expected: Array) -> bool:
+    try:
+        stored = np.asarray(_opened(job.token, *job.target, padded=False)[region])
+    except Exception as error:
+        if is_transient(error):
+            raise
+        return False  # a chunk that cannot be decoded is a wrong chunk
+    return np.ascontiguousarray(expected).tobytes() == stored.tobytes()
 
 
 def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
     """Return the voxels of one block, padded with fill to whole write units."""
     level = job.level
     region = level.blocks.region(index)
-    units = ceil_div(region_shape(region), level.write_unit)
-    block = np.full(multiply(units, level.write_unit), fill_scalar(job.fill, job.dtype))
+    block = background_block(job, index)
     origin = tuple(axis.start for axis in region)
     source = _opened(job.token, *job.source, padded=False)
     stored = Grid(job.finer_shape, job.stored)
@@ -182,7 +143,7 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
             return
         voxels = np.asarray(source[fine])
         if present is not None:
-            _check_present(job, voxels, fine, present[cells])
+            voxels = _sure(job, voxels, fine, present[cells])
         block[shift(tile, origin)] = reduce_block(voxels, level.step, job.method)
 
     tiles = Grid(level.shape, level.tile).within(region)
@@ -196,11 +157,11 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
     return block
 
 
-def _check_present(job: LevelJob, voxels: Array, fine: Region, present: Mask) -> None:
-    """Make sure that nothing which the listing showed was read as background.
+def _sure(job: LevelJob, voxels: Array, fine: Region, present: Mask) -> Array:
+    """Return the voxels, sure that nothing which the listing showed was read as background.
 
     zarr returns fill for a chunk that is not found. So where a listed object reads as nothing but
-    fill, it is asked for by name; the first voxel settles it for nearly all.
+    fill, it is asked for by name, and read again; the first voxel settles it for nearly all.
     """
     stored = Grid(job.finer_shape, job.stored)
     fill = fill_scalar(job.fill, job.dtype).tobytes()
@@ -213,12 +174,24 @@ def _check_present(job: LevelJob, voxels: Array, fine: Region, present: Mask) ->
         if part[(0,) * part.ndim].astype(job.dtype).tobytes() != fill:
             continue
         if part.astype(job.dtype).tobytes() == fill * part.size:
-            storage = open_storage(job.source[0])
-            presence = Presence(storage, job.source[1], stored, job.key_prefix, job.separator)
-            key = presence.key(cell)
+            key, storage = _key(job, cell), _storage(job.token, job.source[0])
             if not storage.exists(key):
                 msg = f"{key} was listed but could not be found when it was read"
                 raise SourceError(msg)
+            again = _opened(job.token, *job.source, padded=False)[region]
+            voxels[shift(region, tuple(axis.start for axis in fine))] = again
+    return voxels
+
+
+def _key(job: LevelJob, cell: Shape) -> str:
+    grid = Grid(job.finer_shape, job.stored)
+    storage = _storage(job.token, job.source[0])
+    return Presence(storage, job.source[1], grid, job.key_prefix, job.separator).key(cell)
+
+
+@lru_cache(maxsize=32)
+def _storage(token: str, location: str) -> Storage:  # noqa: ARG001 - the token keeps jobs apart
+    return open_storage(location)
 
 
 @lru_cache(maxsize=32)
@@ -231,14 +204,17 @@ def _opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array
 _opening = threading.RLock()
 """zarr's configuration belongs to the process, so arrays are opened one at a time."""
 
-_semaphores: dict[tuple[str, int], threading.BoundedSemaphore] = {}
+
+@lru_cache(maxsize=32)
+def _slots(token: str, slots: int) -> threading.BoundedSemaphore:  # noqa: ARG001 - the token keeps jobs apart
+    return threading.BoundedSemaphore(slots)
 
 
 @contextmanager
 def _slot(job: LevelJob) -> Iterator[None]:
     """Keep the blocks of one process within its memory, whatever threads a cluster gives it."""
     with _opening:
-        slot = _semaphores.setdefault((job.token, job.slots), threading.BoundedSemaphore(job.slots))
+        slot = _slots(job.token, job.slots)
     with slot:
         yield
 
@@ -277,11 +253,13 @@ def run_blocks(
             yield from _finished(job, pending)
     finally:
         _stopped.add(job.token)
-        for future in pending:
-            future.cancel()
+        # Dask calls a block cancelled that its worker goes on with; it must end before the target
+        # is let go. A lost scheduler answers at once, a lost worker's blocks run elsewhere.
+        if not is_cluster(executor):
+            for future in pending:
+                future.cancel()
         wait(pending)
         _stopped.discard(job.token)
-        _semaphores.pop((job.token, job.slots), None)
 
 
 def _finished(job: LevelJob, pending: dict[Future[BlockResult], Shape]) -> Iterator[BlockResult]:
@@ -364,7 +342,8 @@ def needed_units(
     if source is None:
         return np.ones(counts, bool), None
     cells = stored.touched(finer_region(region, level.step, job.finer_shape))
-    present = source.window(cells)
+    # Of the source, an object of zero bytes is damage that reading it will show, not background.
+    present = source.listed(cells)
     if plan.background is None or present.all():
         return np.ones(counts, bool), present
     need = np.zeros(counts, bool)
@@ -375,60 +354,6 @@ def needed_units(
     return need, present
 
 
-@contextmanager
-def open_executor(plan: PyramidPlan, executor: Executor | None = None) -> Iterator[Executor]:
-    """Yield where blocks are built: as given, a Dask cluster as asked or active, else threads.
-
-    Raises:
-        ClusterError: If the scheduler cannot be reached.
-    """
-    if executor is not None:
-        yield executor
-    elif plan.dask_address == "local":
-        from distributed import Client, LocalCluster
-
-        with (
-            LocalCluster(
-                n_workers=plan.workers, threads_per_worker=1, dashboard_address=None
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client.get_executor(pure=False)
-    elif plan.dask_address is not None:
-        from distributed import Client
-
-        try:
-            client = Client(plan.dask_address, timeout=10)
-        except (OSError, ValueError) as error:
-            reason = str(error).split("\n")[0]
-            msg = f"no Dask scheduler answers at {plan.dask_address}: {reason}"
-            raise ClusterError(msg) from error
-        with client:
-            yield client.get_executor(pure=False)
-    elif (client := _active_client()) is not None:
-        yield client.get_executor(pure=False)
-    else:
-        with ThreadPoolExecutor(plan.workers, thread_name_prefix="block") as threads:
-            yield threads
-
-
-def _active_client() -> Any:
-    """Return the Dask client that the caller has made the current one, if any."""
-    if "distributed" not in sys.modules:
-        return None
-    from distributed import default_client
-
-    try:
-        return default_client()
-    except ValueError:
-        return None
-
-
-def in_flight(plan: PyramidPlan) -> int:
-    """Return how many blocks are begun at the same time: a few per worker hide the hand-over."""
-    return 2 * plan.workers
-
-
 def run_level(plan: PyramidPlan, level: Level, executor: Executor) -> LevelRun:
     """Return a run of one level; iterate over it to build the missing blocks."""
-    return LevelRun(plan, level, executor, in_flight(plan))
+    return LevelRun(plan, level, executor, in_flight(plan, executor))

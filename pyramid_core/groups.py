@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from pyramid_core.stores import Storage, is_url, join, open_storage, split
+from pyramid_core.stores import Storage, is_url, open_storage, split
 
 GROUP_KEYS = {2: (".zgroup", ".zattrs", ".zmetadata"), 3: ("zarr.json",)}
 """The objects that hold the metadata of a group, per Zarr format."""
@@ -41,26 +42,33 @@ def write_group(
         if storage.read(".zgroup") is None:
             storage.write_json(".zgroup", {"zarr_format": 2})
         storage.write_json(".zattrs", attributes)
-        if consolidated := storage.read_json(".zmetadata"):
-            consolidated["metadata"][".zattrs"] = attributes
-            _refresh(consolidated["metadata"], storage, changed, zarr_format)
-            storage.write_json(".zmetadata", consolidated)
-    _refresh_above(storage, changed, zarr_format)
+    refresh_copies(storage, zarr_format, changed)
 
 
-def _refresh_above(storage: Storage, changed: list[str], zarr_format: Literal[2, 3]) -> None:
-    """Bring the consolidated metadata of the groups above up to date, where they have any."""
+def refresh_copies(
+    storage: Storage, zarr_format: Literal[2, 3], changed: Iterable[str] = ()
+) -> None:
+    """Bring consolidated metadata up to date, of a group and of those above, where it exists.
+
+    Args:
+        storage: The location of the group.
+        zarr_format: Its format.
+        changed: Paths of nodes below it that may have been made, changed or deleted.
+    """
+    changed = list(changed)
     name = "zarr.json" if zarr_format == 3 else ".zmetadata"
-    for above, path in _groups_above(storage):
-        if above.read(GROUP_KEYS[zarr_format][0]) is None:
+    for group, path in itertools.chain([(storage, "")], _groups_above(storage)):
+        if group.read(GROUP_KEYS[zarr_format][0]) is None:
             return
         # A group of Zarr v2 without a copy may lie in one that has a copy.
-        document = above.read_json(name) or {}
-        copy = document.get("consolidated_metadata") if zarr_format == 3 else document
-        if copy:
-            paths = [path, *(f"{path}/{below}" for below in changed)]
-            _refresh(copy["metadata"], above, paths, zarr_format)
-            above.write_json(name, document)
+        document = group.read_json(name) or {}
+        copied = document.get("consolidated_metadata") if zarr_format == 3 else document
+        if copied:
+            before = dict(copied["metadata"])
+            paths = [path, *(f"{path}/{below}".strip("/") for below in changed)]
+            _refresh(copied["metadata"], group, paths, zarr_format)
+            if copied["metadata"] != before:
+                group.write_json(name, document)
 
 
 def _groups_above(storage: Storage) -> Iterator[tuple[Storage, str]]:
@@ -79,9 +87,12 @@ def _refresh(
     metadata: dict[str, Any], storage: Storage, paths: list[str], zarr_format: Literal[2, 3]
 ) -> None:
     for path in paths:
+        if zarr_format == 3 and not path:
+            continue  # a group of Zarr v3 holds no copy of itself
         for name in _NODE_KEYS[zarr_format]:
-            content = storage.read(join(path, name) if path else name)
-            key = path if zarr_format == 3 else join(path, name)
+            place = f"{path}/{name}" if path else name
+            content = storage.read(place)
+            key = path if zarr_format == 3 else place
             if content is None:
                 metadata.pop(key, None)
             else:

@@ -10,16 +10,13 @@ every kernel walks the same way: row of windows, line, voxel of the line.
 
 import operator
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-Method = Literal["mean", "median", "mode", "min", "max", "stride"]
-"""How a window of voxels becomes one voxel."""
-
-METHODS: tuple[Method, ...] = get_args(Method)
+from pyramid_core.params import METHODS, Method
 
 MAX_AXES = 5
 """The most axes an NGFF image has: t, c, z, y, x."""

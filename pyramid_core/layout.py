@@ -13,8 +13,7 @@ import numpy as np
 
 from pyramid_core.errors import MemoryLimitError
 from pyramid_core.grid import Grid, Shape, ceil_div, multiply, times
-from pyramid_core.kernels import Method
-from pyramid_core.params import human
+from pyramid_core.params import Method, human
 
 _WORTHWHILE = 4 * 2**20
 """Bytes to read for one block, below which the cost of a call to zarr begins to show (measured:

@@ -3,123 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pyramid_core.grid import Grid, Shape, ceil_div, times
-from pyramid_core.kernels import Method
-from pyramid_core.params import Edges, Existing, VerifyMode, human
+from pyramid_core.image import Axis, Codec, Fill, ImageInfo
+from pyramid_core.params import Edges, Existing, Method, VerifyMode, human
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-
-Fill: TypeAlias = bool | int | float | str
-"""A fill value as JSON can say it; other floats are ``NaN``, ``Infinity``, ``-Infinity``."""
-
-AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
-"""Names of axes in the order of NGFF, and the type of each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis of an image."""
-
-    name: str
-    """One of ``t c z y x``."""
-    unit: str = ""
-    """Name of the unit as NGFF spells it; empty where none is known."""
-
-    @property
-    def type(self) -> str:
-        """``time``, ``channel`` or ``space``."""
-        return AXIS_TYPES[self.name]
-
-
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """What a viewer is told about a channel."""
-
-    label: str
-    """Name of the channel."""
-    color: str
-    """Six hexadecimal digits, red, green, blue."""
-    window: tuple[float, float, float, float] | None = None
-    """Contrast as min, start, end, max; None where the image does not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How chunks are compressed."""
-
-    name: Literal["zstd", "blosc", "gzip", "zlib", "none"]
-    """Name of the codec; ``none`` stores raw bytes."""
-    level: int = 0
-    """Compression level."""
-    cname: str = ""
-    """Inner codec of blosc, else empty."""
-    shuffle: str = ""
-    """``noshuffle``, ``shuffle`` or ``bitshuffle`` for blosc, else empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
-    """What is known of an image before any voxel is read."""
-
-    location: str
-    """Location of the group that holds the base, or of the array itself."""
-    path: str
-    """Path of the base array below ``location``; empty if the array is the location."""
-    in_group: bool
-    """Whether the base lies in a Zarr group, so that levels can be written beside it."""
-    shape: Shape
-    """Voxels per axis."""
-    dtype: str
-    """NumPy's name of the data type, byte order included, like ``>i2``."""
-    chunks: Shape
-    """The smallest region that can be decoded: a chunk, or the inner chunk of a shard."""
-    shards: Shape | None
-    """Shard per axis; None without sharding."""
-    fill: Fill
-    """Value of voxels that are not stored."""
-    zarr_format: Literal[2, 3]
-    """Version of the Zarr format."""
-    key_prefix: str
-    """How chunk keys begin: ``c`` for the default of Zarr v3, empty for that of v2."""
-    separator: str
-    """Separator of chunk keys, ``/`` or ``.``."""
-    codec: Codec
-    """Codec that levels inherit; zstd where the base's own is not one that viewers read."""
-    axes: tuple[Axis, ...]
-    """Axes in the order of the array; empty for a bare array that does not name them."""
-    scale: tuple[float, ...]
-    """Extent of a voxel per axis; ones for a bare array."""
-    translation: tuple[float, ...]
-    """Centre of the first voxel per axis, in the units of the axes; zeros for a bare array."""
-    name: str
-    """Name of the image."""
-    channels: tuple[Channel, ...] = ()
-    """Channels that the image's ``omero`` tells of."""
-    ngff_version: str = ""
-    """Version of the image's own multiscales document; empty without one."""
-    levels: tuple[str, ...] = ()
-    """Paths that the document names, finest first."""
-    dimension_names: tuple[str, ...] = ()
-    """The base's own ``dimension_names`` (Zarr v3); empty where it has none."""
-    listable: bool = True
-    """Whether what is stored can be listed; if not, a missing object has to be trusted."""
-    labels: tuple[ImageInfo, ...] = ()
-    """The label images below ``labels/``."""
-    notes: tuple[str, ...] = ()
-    """What the user should know about this image."""
-
-    @property
-    def write_unit(self) -> Shape:
-        """The shard where there is one, else the chunk: what one stored object holds."""
-        return self.shards or self.chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +64,6 @@ class Level:
     def blocks(self) -> Grid:
         """The blocks of this level; they may run in any order."""
         return Grid(self.shape, self.block)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One piece of work: a few whole write units of one level."""
-
-    level: int
-    """Index of the level that is written."""
-    index: Shape
-    """Index in the level's grid of blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +117,9 @@ class PyramidPlan:
     memory_limit: int
     """Bytes that a process may hold."""
     workers: int
-    """Blocks that are built at the same time."""
+    """Blocks that are built at the same time, by threads of this process or on a local cluster."""
+    max_workers: int | None
+    """Workers as asked; on a cluster, None takes all that it has."""
     dask_address: str | None
     """Where the blocks are built; None for threads."""
     labels: tuple[PyramidPlan, ...]
@@ -255,10 +142,6 @@ class PyramidPlan:
         """This plan and those of its label images, in the order in which they are built."""
         return (self, *self.labels)
 
-    def blocks(self, level: int) -> Iterator[Block]:
-        """Yield the blocks of one level; they may run in any order."""
-        return (Block(level, index) for index in self.levels[level].blocks)
-
     def finer(self, level: Level) -> Level | ImageInfo:
         """Return what a level is reduced from: the level above it, or the source."""
         return self.source if level == self.written[0] else self.levels[level.index - 1]
@@ -276,7 +159,9 @@ class PyramidPlan:
             objects_written += level.units.size
             bytes_written += math.prod(level.shape) * item
             blocks += level.blocks.size
-        memory = max((level.memory for level in self.written), default=0) * self.workers
+        # Of a level with few blocks, fewer are at work; on a cluster each process has its own.
+        most = 1 if self.dask_address else self.workers
+        memory = max((v.memory * min(most, v.blocks.size) for v in self.written), default=0)
         mine = Cost(objects_read, bytes_read, objects_written, bytes_written, blocks, memory)
         return _total([mine, *(labels.cost for labels in self.labels)])
 
@@ -303,6 +188,7 @@ class PyramidPlan:
             "codec": [self.codec.name, self.codec.cname, self.codec.level, self.codec.shuffle],
             "ngff_version": self.ngff_version,
             "paths": [level.path for level in self.levels],
+            "given": [self.levels[0].path] if self.in_place else [],
         }
 
     def to_json(self) -> str:
@@ -367,18 +253,6 @@ def _describe(plan: PyramidPlan) -> str:
         *(f"note   {note}" for note in plan.notes),
     ]
     return "\n".join(lines)
-
-
-def fill_scalar(fill: Fill, dtype: str) -> np.generic:
-    """Return a fill value as a scalar of a data type.
-
-    >>> fill_scalar("NaN", "<f4")
-    np.float32(nan)
-    """
-    number = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-    value = number[fill] if isinstance(fill, str) else fill
-    scalar: np.generic = np.dtype(dtype).newbyteorder("=").type(value)
-    return scalar
 
 
 def level_transform(

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import obstore
@@ -42,14 +42,42 @@ class Owner:
             StoppedError: If so; what was written stays, and is whole.
         """
 
+    def check_beat(self) -> None:
+        """Raise if the last beat found that another build has taken the target over; asks nobody.
+
+        Raises:
+            StoppedError: If so.
+        """
+
+
+class _Owners(Owner):
+    """The owners of an image and of its label images."""
+
+    def __init__(self, owners: list[Owner]):
+        self._owners = owners
+
+    def check(self) -> None:
+        for owner in self._owners:
+            owner.check()
+
+    def check_beat(self) -> None:
+        for owner in self._owners:
+            owner.check_beat()
+
 
 @contextmanager
-def own(target: str) -> Iterator[Owner]:
-    """Own a target while the block runs.
+def own(*targets: str) -> Iterator[Owner]:
+    """Own targets while the block runs: an image, and its label images, which it builds as well.
 
     Raises:
-        TargetBusyError: If another build owns it; names that one.
+        TargetBusyError: If another build owns one; names that one.
     """
+    with ExitStack() as stack:
+        yield _Owners([stack.enter_context(_own(target)) for target in targets])
+
+
+@contextmanager
+def _own(target: str) -> Iterator[Owner]:
     if is_url(target):
         with _own_object(target) as owner:
             yield owner
@@ -109,22 +137,28 @@ class _ObjectOwner(Owner):
 
     def __init__(self, target: str):
         parent, name = split(target)
+        if not parent:
+            msg = f"{shown(target)} has no room beside it; give a place inside the bucket"
+            raise LocationError(msg)
         self._target = target
         self._store = open_storage(parent)._store
         self._key = f"{name}.owner"
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
+        self._lost = False
         self._e_tag = self._take()
         self._thread = threading.Thread(target=self._beat, name="owner", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        try:
-            found = json.loads(bytes(obstore.get(self._store, self._key).bytes()))
-        except FileNotFoundError:
-            found = {}
+        found, _ = self._look()
         if found.get("token") != self._token:
             msg = f"{shown(self._target)} was taken over by {found.get('who', 'another build')}"
+            raise StoppedError(msg)
+
+    def check_beat(self) -> None:
+        if self._lost:
+            msg = f"{shown(self._target)} was taken over by another build"
             raise StoppedError(msg)
 
     def release(self) -> None:
@@ -149,13 +183,11 @@ class _ObjectOwner(Owner):
                 return str(made["e_tag"])
             except AlreadyExistsError:
                 pass
-            try:
-                found = obstore.get(self._store, self._key)
-                e_tag, content = str(found.meta["e_tag"]), bytes(found.bytes())
-            except FileNotFoundError:
-                continue
+            found, e_tag = self._look()
+            if not e_tag:
+                continue  # it was released meanwhile
             if seen and e_tag != seen:
-                who = json.loads(content).get("who", "another build")
+                who = found.get("who", "another build")
                 msg = f"{shown(self._target)} is being built by {who}; wait for it, or stop it"
                 raise TargetBusyError(msg)
             if not seen:
@@ -167,6 +199,18 @@ class _ObjectOwner(Owner):
                     seen = ""  # someone else was faster; watch that one
             time.sleep(min(1.0, BEAT_SECONDS / 2))
 
+    def _look(self) -> tuple[dict[str, str], str]:
+        """Return what the object says and its etag; nothing where it is not there."""
+        try:
+            found = obstore.get(self._store, self._key)
+            e_tag, content = str(found.meta["e_tag"]), bytes(found.bytes())
+        except FileNotFoundError:
+            return {}, ""
+        try:
+            return dict(json.loads(content)), e_tag
+        except (ValueError, TypeError):
+            return {}, e_tag
+
     def _put_over(self, e_tag: str) -> str:
         made = obstore.put(self._store, self._key, self._content(), mode={"e_tag": e_tag})
         return str(made["e_tag"])
@@ -174,16 +218,33 @@ class _ObjectOwner(Owner):
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
-                self._e_tag = self._put_over(self._e_tag)
-            except PreconditionError:
-                return  # taken over: check() says so before the next level
+                if not self._move():
+                    self._lost = True
+                    return
             except (OSError, obstore.exceptions.BaseError):
                 continue  # a beat may be missed; a newcomer waits for several
+
+    def _move(self) -> bool:
+        """Beat once; return whether the object is still ours."""
+        try:
+            self._e_tag = self._put_over(self._e_tag)
+        except PreconditionError:
+            # Taken over, or our last beat arrived and the answer to it was lost.
+            found, e_tag = self._look()
+            if found.get("token") != self._token:
+                return False
+            self._e_tag = e_tag
+        return True
 
 
 @contextmanager
 def _own_object(target: str) -> Iterator[Owner]:
-    owner = _ObjectOwner(target)
+    try:
+        owner = _ObjectOwner(target)
+    except (OSError, NotImplementedError, obstore.exceptions.BaseError) as error:
+        reason = str(error).split("\n")[0]
+        msg = f"cannot write beside {shown(target)}: {reason}"
+        raise LocationError(msg) from error
     try:
         yield owner
     finally:

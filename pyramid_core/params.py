@@ -5,6 +5,7 @@ What the image is needed for is checked by ``plan_pyramid``, not here.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from decimal import Decimal
@@ -13,7 +14,11 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from pyramid_core.errors import RequestError
-from pyramid_core.kernels import Method
+
+Method = Literal["mean", "median", "mode", "min", "max", "stride"]
+"""How a window of voxels becomes one voxel."""
+
+METHODS: tuple[Method, ...] = get_args(Method)
 
 Edges = Literal["exact", "partial", "trim"]
 Compression = Literal["source", "zstd", "lz4", "none"]
@@ -55,6 +60,35 @@ SPACE_UNITS = frozenset(
 )
 """Units of length that NGFF 0.4 and 0.5 allow (section "axes" of the specification)."""
 
+TIME_UNITS = frozenset(
+    (
+        "attosecond",
+        "centisecond",
+        "day",
+        "decisecond",
+        "exasecond",
+        "femtosecond",
+        "gigasecond",
+        "hectosecond",
+        "hour",
+        "kilosecond",
+        "megasecond",
+        "microsecond",
+        "millisecond",
+        "minute",
+        "nanosecond",
+        "petasecond",
+        "picosecond",
+        "second",
+        "terasecond",
+        "yoctosecond",
+        "yottasecond",
+        "zeptosecond",
+        "zettasecond",
+    )
+)
+"""Units of time that NGFF allows."""
+
 UNIT_SYMBOLS = {
     "m": "meter",
     "cm": "centimeter",
@@ -71,6 +105,13 @@ UNIT_SYMBOLS = {
 """Symbols that people type, and the names that NGFF wants; neuroglancer refuses the symbols."""
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMGTP]?)(i?)B?\s*", re.IGNORECASE)
+
+
+def cpus() -> int:
+    """Return how many CPUs this process may use."""
+    # Not every system knows which CPUs a process is bound to.
+    bound = getattr(os, "sched_getaffinity", None)
+    return len(bound(0)) if bound else os.cpu_count() or 1
 
 
 def parse_size(text: str | int) -> int:

@@ -15,6 +15,9 @@ from pyramid_core.stores import Storage
 _SLAB = 2**22
 """Chunks that one listing may tell of; what is present of a larger grid is listed in parts."""
 
+_WHOLE, _HOLLOW = 1, 2
+"""What is noted of a stored object; 0 where there is none."""
+
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -40,13 +43,31 @@ class Presence:
             and math.prod(self._counts[self._depth :]) > _SLAB
         ):
             self._depth += 1
-        self._slab = lru_cache(maxsize=8)(self._list_slab)
+        self._slab = lru_cache(maxsize=max(8, self._kept()))(self._list_slab)
+
+    def _kept(self) -> int:
+        """Return how many slabs are kept: as many cells as four of the largest would have."""
+        return 4 * _SLAB // math.prod(self._counts[self._depth :])
 
     def window(self, cells: Region) -> Mask:
         """Return which cells of a range of the grid are stored, as an array of booleans."""
+        whole: Mask = self._states(cells) == _WHOLE
+        return whole
+
+    def listed(self, cells: Region) -> Mask:
+        """Return which cells were listed at all, objects of zero bytes included."""
+        listed: Mask = self._states(cells) != 0
+        return listed
+
+    def hollow(self, cells: Region) -> Mask:
+        """Return which cells are objects of zero bytes, which no reader can decode."""
+        hollow: Mask = self._states(cells) == _HOLLOW
+        return hollow
+
+    def _states(self, cells: Region) -> np.ndarray[Any, np.dtype[np.uint8]]:
         outer = cells[: self._depth]
         inner = cells[self._depth :]
-        window = np.zeros([axis.stop - axis.start for axis in cells], bool)
+        window = np.zeros([axis.stop - axis.start for axis in cells], np.uint8)
         for index in np.ndindex(*(axis.stop - axis.start for axis in outer)):
             at = tuple(int(i) + axis.start for i, axis in zip(index, outer, strict=True))
             window[index] = self._slab(at)[inner]
@@ -56,23 +77,29 @@ class Presence:
         """Return the key of one stored object."""
         return self._root + self._prefix + self._separator.join(map(str, cell))
 
-    def _list_slab(self, at: Shape) -> Mask:
-        slab = np.zeros(self._counts[self._depth :], bool)
-        place = self._root + self._prefix + "".join(f"{i}/" for i in at)
+    def _list_slab(self, at: Shape) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        slab = np.zeros(self._counts[self._depth :], np.uint8)
         start = self._root + self._prefix
+        # "c." is no place: object stores list by whole path segments.
+        place = start + "".join(f"{i}/" for i in at) if self._separator == "/" else self._root
         for item in self._storage.listing(place.rstrip("/")):
-            cell = self._cell(item.key.removeprefix(start))
+            cell = self._cell(item.key.removeprefix(start)) if item.key.startswith(start) else None
             # An object of zero bytes is what a power loss leaves of a chunk: it counts as missing.
-            if cell is not None and cell[: self._depth] == at and item.size > 0:
-                slab[cell[self._depth :]] = True
+            if cell is not None and cell[: self._depth] == at:
+                slab[cell[self._depth :]] = _WHOLE if item.size > 0 else _HOLLOW
         return slab
 
     def _cell(self, key: str) -> Shape | None:
         parts = key.split(self._separator)
-        if len(parts) != len(self._counts) or not all(p.isdecimal() and p.isascii() for p in parts):
+        if len(parts) != len(self._counts) or not all(map(_is_number, parts)):
             return None
         cell = tuple(map(int, parts))
         return cell if all(i < n for i, n in zip(cell, self._counts, strict=True)) else None
+
+
+def _is_number(text: str) -> bool:
+    """Return whether a text is a number as keys have it: ``01`` belongs to someone else."""
+    return text.isdecimal() and text.isascii() and (text == "0" or text[0] != "0")
 
 
 def listing_digest(storage: Storage, path: str) -> str | None:

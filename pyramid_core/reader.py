@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import obstore.exceptions
 
 from pyramid_core.errors import LocationError
 from pyramid_core.grid import Shape
+from pyramid_core.image import AXIS_TYPES, Axis, Codec, Fill, ImageInfo
 from pyramid_core.kernels import MAX_AXES
-from pyramid_core.model import AXIS_TYPES, Axis, Codec, Fill, ImageInfo
-from pyramid_core.ngff import Dataset, Multiscales, document_of, parse_multiscales
+from pyramid_core.ngff import RECORD, Dataset, Multiscales, document_of, parse_multiscales
 from pyramid_core.stores import (
     Storage,
-    is_url,
+    absolute,
     join,
-    local_path,
     open_array,
     open_storage,
     shown,
@@ -37,8 +37,11 @@ class Image:
 
     @property
     def array(self) -> zarr.Array[Any]:
-        """The base array, read-only."""
-        return open_array(open_storage(self.info.location), self.info.path)
+        """The base array, read-only: zarrs, which is faster, would write all the same."""
+        import zarr
+
+        store = open_storage(self.info.location).zarr_store()
+        return zarr.open_array(store, path=self.info.path, mode="r")
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,16 @@ def open_image(location: str) -> Image:
     Raises:
         LocationError: If there is no such image; says what was found there.
     """
-    location = _absolute(location)
+    location = absolute(location)
     storage = open_storage(location)
-    node = read_node(storage, "")
-    if node is None:
-        raise LocationError(_nothing(storage))
+    try:
+        node = read_node(storage, "")
+        if node is None:
+            raise LocationError(_nothing(storage))
+    except obstore.exceptions.BaseError as error:
+        reason = str(error).splitlines()[0].partition(": <")[0]
+        msg = f"{shown(location)} cannot be read: {reason}"
+        raise LocationError(msg) from error
     if node.kind == "array":
         return Image(_open_lone_array(storage))
     return Image(_open_group(storage, node))
@@ -84,11 +92,6 @@ def open_level(storage: Storage, path: str) -> ImageInfo:
     return _bare(storage, path, in_group=True)
 
 
-def _absolute(location: str) -> str:
-    # Workers on other machines have another current folder.
-    return location.rstrip("/") if is_url(location) else os.path.abspath(local_path(location))  # noqa: PTH100 - keeps links
-
-
 def read_node(storage: Storage, path: str) -> Node | None:
     """Return what Zarr node lies at a path, or None.
 
@@ -101,7 +104,11 @@ def read_node(storage: Storage, path: str) -> Node | None:
         if kind not in ("array", "group"):
             msg = f"{shown(join(storage.location, path))}: zarr.json is neither array nor group"
             raise LocationError(msg)
-        return Node(kind, 3, v3.get("attributes") or {})
+        attributes = v3.get("attributes") or {}
+        if not isinstance(attributes, dict):
+            msg = f"{shown(join(storage.location, path))}: its attributes are not a JSON object"
+            raise LocationError(msg)
+        return Node(kind, 3, attributes)
     for name, kind in ((".zarray", "array"), (".zgroup", "group")):
         if storage.read_json(at + name) is not None:
             attributes = storage.read_json(f"{at}.zattrs") or {}
@@ -129,6 +136,9 @@ def _open_lone_array(storage: Storage) -> ImageInfo:
     group = read_node(around, "") if around.objects is not None else None
     if group is None or group.kind != "group":
         return _bare(storage, "", in_group=False)
+    record = group.attributes.get(RECORD)
+    if isinstance(record, dict):
+        _refuse_unfinished(record, around, name)
     multiscales = parse_multiscales(group.attributes)
     if multiscales is None:
         return _bare(around, name, in_group=True)
@@ -136,16 +146,34 @@ def _open_lone_array(storage: Storage) -> ImageInfo:
         if dataset.path == name:
             # A coarser level of an image is no base: the names of levels beside it are taken.
             return _described(around, multiscales, dataset, in_group=number == 0)
-    return _bare(around, name, in_group=True)
+    # The group is the image of another base; levels of this one have no place in it.
+    return _bare(around, name, in_group=False)
+
+
+def _refuse_unfinished(record: dict[str, Any], storage: Storage, name: str = "") -> None:
+    """Refuse what a build that is not finished has written; the base that it is given is whole."""
+    paths = (record.get("plan") or {}).get("paths") or [name]
+    if record.get("in_place") and name in ("", paths[0]):
+        return
+    what = "a test image" if "phantom" in record else "an image"
+    msg = (
+        f"{shown(storage.location)} holds {what} that was not finished; "
+        f"run the command that made it again, or delete it"
+    )
+    raise LocationError(msg)
 
 
 def _open_group(storage: Storage, node: Node) -> ImageInfo:
+    record = node.attributes.get(RECORD)
+    if isinstance(record, dict):
+        _refuse_unfinished(record, storage)
     multiscales = parse_multiscales(node.attributes)
     if multiscales is not None:
         return _described(storage, multiscales, multiscales.datasets[0], in_group=True)
     base = read_node(storage, "0")
     if base is not None and base.kind == "array":
-        return _bare(storage, "0", in_group=not storage.is_zip)
+        bare = _bare(storage, "0", in_group=not storage.is_zip)
+        return replace(bare, labels_fault=_labels_fault(storage))
     place = shown(storage.location)
     document = document_of(node.attributes)
     if "plate" in document or "well" in document:
@@ -158,6 +186,7 @@ def _open_group(storage: Storage, node: Node) -> ImageInfo:
         msg = (
             f"{place} is a Zarr group without a multiscales document and without an array 0; "
             f"it holds: {found[:200] or 'nothing'}"
+            + (f"; if one is the image, give {place}/{found.split(', ')[0]}" if found else "")
         )
     raise LocationError(msg)
 
@@ -166,8 +195,6 @@ def _described(
     storage: Storage, multiscales: Multiscales, dataset: Dataset, *, in_group: bool
 ) -> ImageInfo:
     """Return what an image says of itself in its document."""
-    from dataclasses import replace
-
     bare = _bare(storage, dataset.path, in_group=in_group and not storage.is_zip)
     if len(multiscales.axes) != len(bare.shape):
         msg = (
@@ -185,7 +212,20 @@ def _described(
         ngff_version=multiscales.version,
         levels=tuple(d.path for d in multiscales.datasets),
         labels=tuple(_labels(storage)),
+        labels_fault=_labels_fault(storage),
     )
+
+
+def _labels_fault(storage: Storage) -> str:
+    """Say what is wrong with a group ``labels`` that does not list what it holds."""
+    if storage.is_zip or not storage.listable:
+        return ""
+    group = read_node(storage, "labels")
+    listed = document_of(group.attributes).get("labels") if group else None
+    held = [n for n in storage.names("labels") if not n.startswith((".z", "zarr.json"))]
+    if held and not isinstance(listed, list):
+        return f"labels/ holds {', '.join(held[:5])} but has no list of the names of its labels"
+    return ""
 
 
 def _labels(storage: Storage) -> list[ImageInfo]:
@@ -198,7 +238,12 @@ def _labels(storage: Storage) -> list[ImageInfo]:
         return []
     found = []
     for name in dict.fromkeys(names):
-        if not isinstance(name, str) or ".." in name.split("/") or name.startswith("/"):
+        if (
+            not isinstance(name, str)
+            or ".." in name.split("/")
+            or name.startswith("/")
+            or not name.isprintable()
+        ):
             msg = f"{shown(storage.location)}: label {name!r} leads out of the image"
             raise LocationError(msg)
         found.append(open_image(join(storage.location, f"labels/{name}")).info)
@@ -212,6 +257,7 @@ def _bare(storage: Storage, path: str, *, in_group: bool) -> ImageInfo:
     n = len(array.shape)
     metadata = array.metadata
     names = tuple(str(name or "") for name in getattr(metadata, "dimension_names", None) or ())
+    names = names if any(names) else ()  # nulls alone say no more than nothing
     codec, notes = _codec(array)
     prefix, separator = _chunk_keys(array)
     return ImageInfo(
@@ -230,7 +276,7 @@ def _bare(storage: Storage, path: str, *, in_group: bool) -> ImageInfo:
         axes=_named_axes(names),
         scale=(1.0,) * n,
         translation=(0.0,) * n,
-        name=_name(storage.location, path),
+        name=image_name(storage.location, path),
         dimension_names=names,
         listable=storage.listable,
         notes=notes,
@@ -238,9 +284,14 @@ def _bare(storage: Storage, path: str, *, in_group: bool) -> ImageInfo:
 
 
 def _open(storage: Storage, path: str) -> zarr.Array[Any]:
+    from zarr.errors import UnstableSpecificationWarning
+
     place = shown(join(storage.location, path))
     try:
-        array = open_array(storage, path)
+        with warnings.catch_warnings():
+            # Types that zarr warns of are refused below.
+            warnings.simplefilter("ignore", UnstableSpecificationWarning)
+            array = open_array(storage, path)
         chunks = array.chunks
     except FileNotFoundError as error:
         msg = f"{shown(storage.location)}: there is no array at {path!r}, which its metadata names"
@@ -268,7 +319,7 @@ def _named_axes(names: Shape | tuple[str, ...]) -> tuple[Axis, ...]:
     )
 
 
-def _name(location: str, path: str) -> str:
+def image_name(location: str, path: str = "") -> str:
     """Return the name of an image from its location: that of its folder without suffixes."""
     parent, name = split(location)
     if not name and parent:

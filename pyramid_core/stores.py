@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_ANY_URL = re.compile(_URL.pattern + r"[^\s\"']+")
 ZARRS = "zarrs.ZarrsCodecPipeline"
 ZARR = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 
@@ -46,6 +47,11 @@ def local_path(location: str) -> Path:
 
         location = url2pathname(urlsplit(location).path)
     return Path(location).expanduser()
+
+
+def absolute(location: str) -> str:
+    """Return the location in full: workers on other machines have another current folder."""
+    return location.rstrip("/") if is_url(location) else os.path.abspath(local_path(location))  # noqa: PTH100 - keeps links
 
 
 def shown(location: str) -> str:
@@ -120,10 +126,12 @@ class Storage:
 
     def zarr_store(self, *, writable: bool = False) -> Store:
         """Return the store to give to zarr."""
+        from zarr.core.sync import sync
         from zarr.storage import LocalStore, ObjectStore, StorePath, ZipStore
 
         if self.is_zip:
-            store: Store = ZipStore(local_path(self.location), mode="r", read_only=True)
+            # Opened here: zarr opens a store by itself, but not one inside a StorePath.
+            store: Store = sync(ZipStore.open(local_path(self.location), mode="r", read_only=True))
             return StorePath(store, self.archive) if self.archive else store  # type: ignore[return-value] # zarr takes both
         if not is_url(self.location) and not writable:
             return LocalStore(local_path(self.location), read_only=True)
@@ -177,8 +185,18 @@ class Storage:
         obstore.put(self._store, key, content)
 
     def write_json(self, key: str, document: dict[str, Any]) -> None:
-        """Write strict JSON in one piece; NaN and Infinity are refused."""
-        self.write(key, json.dumps(document, indent=2, allow_nan=False).encode())
+        """Write strict JSON in one piece.
+
+        Raises:
+            LocationError: If it cannot be said in JSON: NaN and Infinity are refused.
+        """
+        try:
+            content = json.dumps(document, indent=2, allow_nan=False)
+        except (ValueError, RecursionError) as error:
+            # In place, the attributes may be those of another program.
+            msg = f"{shown(self.location)}: the attributes in {key} are not JSON ({error})"
+            raise LocationError(msg) from error
+        self.write(key, content.encode())
 
     def listing(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects whose key is below *prefix*, in no order.
@@ -188,10 +206,11 @@ class Storage:
         """
         if self.is_zip:
             with zipfile.ZipFile(local_path(self.location)) as file:
-                start = self.archive + prefix
                 for item in file.infolist():
-                    if item.filename.startswith(start) and not item.is_dir():
-                        key = item.filename.removeprefix(self.archive)
+                    key = item.filename.removeprefix(self.archive)
+                    # A prefix is whole names, as elsewhere: 01 does not lie below 0.
+                    below = not prefix or f"{key}/".startswith(f"{prefix}/")
+                    if below and item.filename.startswith(self.archive) and not item.is_dir():
                         yield StoredObject(key, item.file_size, f"{item.CRC:08x}")
             return
         if isinstance(self.objects, ob.HTTPStore):
@@ -221,8 +240,8 @@ class Storage:
 
     def delete(self, prefix: str) -> None:
         """Delete every object below *prefix*, leftover temporary files included."""
-        if not prefix:
-            msg = "deleting a whole location is never asked for"
+        if set(prefix.split("/")) & {"", ".", ".."}:
+            msg = f"only a place below a location is ever deleted, not {prefix!r}"
             raise ValueError(msg)
         if not is_url(self.location):
             place = local_path(self.location) / prefix
@@ -231,9 +250,8 @@ class Storage:
             elif place.is_symlink() or place.exists():
                 place.unlink()
             return
-        doomed = [item.key for item in self.listing(prefix)]
-        if doomed:
-            obstore.delete(self._store, doomed)
+        for batch in obstore.list(self._store, prefix):
+            obstore.delete(self._store, [meta["path"] for meta in batch])
 
     def delete_objects(self, keys: list[str]) -> None:
         """Delete single objects; those that are gone already are passed over."""
@@ -252,11 +270,8 @@ class Storage:
 
 
 def _is_zip(location: str) -> bool:
-    return (
-        not is_url(location)
-        and local_path(location).suffix == ".zip"
-        and (local_path(location).is_file())
-    )
+    # Whatever its name: open_storage refuses the files that are no zip.
+    return not is_url(location) and local_path(location).is_file()
 
 
 def open_storage(location: str, *, create: bool = False) -> Storage:
@@ -287,10 +302,13 @@ def open_storage(location: str, *, create: bool = False) -> Storage:
 
 
 def _remote(location: str) -> ob.ObjectStore:
+    # obstore wants to be told that a plain http URL is meant.
+    plain = location.lower().startswith("http://")
     try:
-        return ob.from_url(location)
+        return ob.from_url(location, client_options={"allow_http": True} if plain else None)
     except Exception as error:  # obstore raises many kinds here; all mean a wrong location
-        reason = str(error).split("\n")[0]
+        # The reason repeats the location, with its secrets.
+        reason = _ANY_URL.sub(lambda url: shown(url[0]), str(error).split("\n")[0])
         msg = f"cannot open {shown(location)}: {reason}"
         raise LocationError(msg) from error
 
@@ -308,8 +326,9 @@ def _zip_root(path: Path) -> str:
 def open_array(storage: Storage, path: str, *, writable: bool = False) -> zarr.Array[Any]:
     """Open an array with the fastest codec pipeline that can read it, decided here and for good.
 
-    zarrs cannot read foreign byte order, zip files, nor codecs that only numcodecs has; those go
-    through zarr's own pipeline. Its threads are set to one: the blocks are the parallelism.
+    zarrs cannot read foreign byte order, zip files, http servers without ranges, nor codecs that
+    only numcodecs has; those go through zarr's own pipeline. Its threads are set to one: the blocks
+    are the parallelism.
 
     Raises:
         FileNotFoundError: If there is no array.
@@ -320,7 +339,8 @@ def open_array(storage: Storage, path: str, *, writable: bool = False) -> zarr.A
     mode: Any = "r+" if writable else "r"
     with zarr.config.set({"codec_pipeline.path": ZARR}):
         array = zarr.open_array(store, path=path, mode=mode)
-    if storage.is_zip or not array.dtype.isnative or array.metadata.fill_value is None:
+    foreign = not array.dtype.isnative or array.metadata.fill_value is None
+    if foreign or storage.is_zip or not storage.listable:
         return array
     return with_zarrs(array) or array
 

@@ -7,46 +7,56 @@ to level 0 meanwhile, never lost.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from typing import Any, Literal
 
 import numpy as np
 
+from pyramid_core.contrast import contrast_windows
 from pyramid_core.errors import TargetError
-from pyramid_core.grid import Grid, Region
-from pyramid_core.groups import GROUP_KEYS, write_group
-from pyramid_core.model import Codec, Level, PyramidPlan, fill_scalar
+from pyramid_core.groups import GROUP_KEYS, refresh_copies, write_group
+from pyramid_core.image import Codec, fill_scalar
+from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.ngff import (
     RECORD,
-    channels_of,
-    contrast_window,
     document_of,
     image_attributes,
+    is_inside,
     narrowed,
     parse_multiscales,
 )
 from pyramid_core.presence import listing_digest
 from pyramid_core.reader import Node, read_node
-from pyramid_core.stores import Storage, is_url, local_path, open_array, open_storage, shown
+from pyramid_core.stores import (
+    Storage,
+    is_url,
+    join,
+    local_path,
+    open_storage,
+    same_place,
+    shown,
+)
 
 _TEMPORARY = re.compile(r"#\d+$|\.partial$")
 """Names that obstore and zarr give to files that are not whole yet."""
 
-_SAMPLED_BYTES = 32_000_000
-"""Voxels that are looked at to find the contrast of one channel."""
 
-_COARSE_VOXELS = 2**15
-"""The contrast comes from the coarsest level that has this many voxels in a channel."""
-
-
-def is_published(plan: PyramidPlan) -> bool:
-    """Return whether the very image that is asked for is there already; writes nothing.
+def published(plan: PyramidPlan) -> tuple[PyramidPlan, ...]:
+    """Return those of the image and its labels that are there already, as asked; writes nothing.
 
     Raises:
         TargetError: If the target holds something that the plan must not touch.
     """
-    return [_decide(image) for image in plan.images] == ["published"] * len(plan.images)
+    return tuple(image for image in plan.images if _decide(image) == "published")
+
+
+def refresh(plan: PyramidPlan) -> None:
+    """Bring consolidated copies up to date that a crash inside the commit left behind."""
+    for image in plan.images:
+        paths = [level.path for level in image.levels]
+        refresh_copies(open_storage(image.target), image.zarr_format, paths)
 
 
 def prepare(plan: PyramidPlan) -> None:
@@ -61,9 +71,11 @@ def prepare(plan: PyramidPlan) -> None:
         _prepare(image, clear=action == "clear")
 
 
-def source_digest(plan: PyramidPlan) -> str | None:
-    """Return a digest of what is stored of the source; None if it cannot be listed."""
-    return listing_digest(open_storage(plan.source.location), plan.source.path)
+def source_digest(plan: PyramidPlan) -> str:
+    """Return a digest of what is stored of the source; of its location if it cannot be listed."""
+    source = plan.source
+    place = hashlib.sha256(same_place(join(source.location, source.path)).encode()).hexdigest()
+    return listing_digest(open_storage(source.location), source.path) or place
 
 
 def _decide(plan: PyramidPlan) -> Literal["build", "clear", "published"]:
@@ -73,7 +85,7 @@ def _decide(plan: PyramidPlan) -> Literal["build", "clear", "published"]:
     node = read_node(storage, "")
     if node is None:
         found = storage.names()
-        if found or (not is_url(plan.target) and local_path(plan.target).exists() and found):
+        if found:
             msg = f"{place} holds something that is no Zarr group: {', '.join(found[:5])}"
             raise TargetError(msg)
         return "build"
@@ -82,8 +94,12 @@ def _decide(plan: PyramidPlan) -> Literal["build", "clear", "published"]:
         raise TargetError(msg)
     named = _named(node)
     _check_names(plan, storage, named)
-    if RECORD in node.attributes:
-        return _decide_unfinished(plan, node.attributes[RECORD])
+    record = node.attributes.get(RECORD)
+    if isinstance(record, dict):
+        return _decide_unfinished(plan, record)
+    if record is not None:
+        msg = f"{place} has an attribute {RECORD!r} that is no record of ours; remove it"
+        raise TargetError(msg)
     return _decide_finished(plan, node, named)
 
 
@@ -103,7 +119,10 @@ def _decide_unfinished(
             f"{', '.join(differing)}; ask for the same again, or start over with --existing replace"
         )
         raise TargetError(msg)
-    return "clear" if differing or record.get("state") == "clearing" else "build"
+    if not differing and record.get("state") != "clearing":
+        return "build"
+    _refuse_given(plan, record.get("plan", {}))
+    return "clear"
 
 
 def _decide_finished(
@@ -119,6 +138,7 @@ def _decide_finished(
             raise TargetError(msg)
         return "build"
     if plan.existing == "replace":
+        _refuse_given(plan, multiscales.identity or {})
         return "clear"
     if plan.existing == "fail":
         msg = f"{place} holds a finished image; --existing replace builds it anew"
@@ -137,6 +157,17 @@ def _decide_finished(
         )
         raise TargetError(msg)
     return "published"
+
+
+def _refuse_given(plan: PyramidPlan, identity: dict[str, Any]) -> None:
+    """Refuse to delete a base that was given to a build in place: nobody can make it again."""
+    given = identity.get("given")
+    if given and not plan.in_place:
+        msg = (
+            f"{shown(plan.target)} holds an image whose base {given[0]!r} was given, not made by "
+            f"us; --existing replace would delete it, so choose another --target"
+        )
+        raise TargetError(msg)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -165,11 +196,21 @@ def _named(node: Node) -> list[str]:
         named += record.get("delete", [])
     if multiscales := parse_multiscales(node.attributes):
         named += [dataset.path for dataset in multiscales.datasets]
-    return [p for p in dict.fromkeys(named) if isinstance(p, str) and _is_inside(p)]
+    return [p for p in dict.fromkeys(named) if isinstance(p, str) and is_inside(p)]
 
 
-def _is_inside(path: str) -> bool:
-    return bool(path.strip("/")) and not path.startswith("/") and ".." not in path.split("/")
+def _doomed(plan: PyramidPlan, node: Node) -> list[str]:
+    """Return the levels that ``replace`` deletes: those that are named, and in place no base."""
+    if not plan.in_place:
+        return _named(node)
+    bases = {plan.levels[0].path}
+    if multiscales := parse_multiscales(node.attributes):
+        bases.add(multiscales.datasets[0].path)
+    return [
+        path
+        for path in _named(node)
+        if not any(f"{base}/".startswith(f"{path}/") for base in bases)
+    ]
 
 
 def _children(plan: PyramidPlan) -> list[str]:
@@ -196,22 +237,25 @@ def _prepare(plan: PyramidPlan, *, clear: bool) -> None:
     node = read_node(storage, "")
     before = node.attributes if node else {}
     paths = [level.path for level in plan.written]
-    record = {"state": "building", "plan": plan.identity(), "source": source_digest(plan)}
+    record = {
+        "state": "building",
+        "in_place": plan.in_place,
+        "plan": plan.identity(),
+        "source": source_digest(plan),
+    }
     attributes = {key: value for key, value in before.items() if key != RECORD}
     if plan.in_place:
         attributes = narrowed(attributes, plan.levels[0].path)
     else:
         attributes = {k: v for k, v in attributes.items() if k not in ("ome", *_OME_KEYS)}
     if clear and node is not None:
-        keep = plan.levels[0].path if plan.in_place else None
-        doomed = [path for path in _named(node) if path != keep]
+        doomed = _doomed(plan, node)
         clearing = {**record, "state": "clearing", "delete": doomed}
         write_group(storage, node.zarr_format, {**attributes, RECORD: clearing})
         for path in doomed:
-            if keep is None or not keep.startswith(path + "/"):
-                storage.delete(path)
+            storage.delete(path)
         paths += doomed
-    _delete_temporary(plan, storage)
+    delete_temporary(plan, storage)
     write_group(storage, plan.zarr_format, {**attributes, RECORD: record}, paths)
     _drop_other_format(plan, storage)
     for level in plan.written:
@@ -221,7 +265,7 @@ def _prepare(plan: PyramidPlan, *, clear: bool) -> None:
 _OME_KEYS = ("multiscales", "omero")
 
 
-def _delete_temporary(plan: PyramidPlan, storage: Storage) -> None:
+def delete_temporary(plan: PyramidPlan, storage: Storage) -> None:
     """Delete what writers that were killed have left; obstore's own listing does not show it."""
     if is_url(storage.location):
         return
@@ -304,7 +348,7 @@ def finished_attributes(plan: PyramidPlan) -> dict[str, Any]:
     node = read_node(storage, "")
     before = node.attributes if node else {}
     is_label = "image-label" in document_of(before)
-    windows = [] if is_label else _windows(plan, storage)
+    windows = [] if is_label else contrast_windows(plan, storage)
     return image_attributes(plan, before, windows)
 
 
@@ -326,42 +370,3 @@ def _complete_base(plan: PyramidPlan, storage: Storage) -> None:
         if document is not None and not document.get("dimension_names"):
             document["dimension_names"] = [axis.name for axis in plan.axes]
             storage.write_json(key, document)
-
-
-def _windows(plan: PyramidPlan, storage: Storage) -> list[tuple[float, float, float, float]]:
-    """Return the contrast of each channel from a coarse level."""
-    names = [axis.name for axis in plan.axes]
-    count = len(channels_of(plan))
-
-    def voxels(level: Level) -> int:
-        return int(np.prod(level.shape, dtype=np.float64)) // count
-
-    enough = [level for level in plan.levels if voxels(level) >= _COARSE_VOXELS]
-    level = enough[-1] if enough else plan.levels[0]
-    array = open_array(storage, level.path)
-    channel_axis = names.index("c") if "c" in names else None
-    return [contrast_window(_sample(array, level, channel_axis, number)) for number in range(count)]
-
-
-def _sample(
-    array: Any, level: Level, channel_axis: int | None, channel: int
-) -> np.ndarray[Any, Any]:
-    """Return voxels of one channel: all of a small level, else chunks evenly spread over it."""
-    shape = list(level.shape)
-    if channel_axis is not None:
-        shape[channel_axis] = 1
-    chunks = tuple(map(min, level.chunks, shape))
-    grid = Grid(tuple(shape), chunks)
-    cell_bytes = int(np.prod(chunks)) * array.dtype.itemsize
-    wanted = min(grid.size, max(1, _SAMPLED_BYTES // cell_bytes))
-    parts = []
-    for number in range(wanted):
-        region = list(grid.region(grid.index(number * grid.size // wanted)))
-        if channel_axis is not None:
-            region[channel_axis] = slice(channel, channel + 1)
-        parts.append(_read(array, tuple(region)).reshape(-1))
-    return np.concatenate(parts)
-
-
-def _read(array: Any, region: Region) -> np.ndarray[Any, Any]:
-    return np.asarray(array[region])

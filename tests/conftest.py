@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+from tests.images import Pyramids
+
+# How long an example takes says nothing of a claim: the first one may compile a kernel.
+settings.register_profile("claims", deadline=None)
+settings.load_profile("claims")
 
 
 class _Silent(SimpleHTTPRequestHandler):
@@ -63,3 +70,21 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     with urlopen(Request(f"{s3_server}/{name}", method="PUT")):
         pass
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def pyramids(tmp_path_factory: pytest.TempPathFactory) -> Pyramids:
+    """Finished pyramids, each built when it is first asked for; nobody may change one."""
+    return Pyramids(tmp_path_factory.mktemp("pyramids"))
+
+
+@pytest.fixture
+def dask_threads() -> Iterator[Any]:
+    """A Dask client, the active one, whose workers are threads of this process."""
+    import gc
+
+    distributed = pytest.importorskip("distributed")
+    options: dict[str, Any] = {"processes": False, "n_workers": 1, "threads_per_worker": 3}
+    with distributed.Client(dashboard_address=None, **options) as client:
+        yield client
+    gc.collect()  # a socket that Dask leaves open is found here, not in the test of another

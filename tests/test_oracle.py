@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyramid_core.kernels import METHODS
+from pyramid_core.params import METHODS
 from tests.stories import (
     Array,
     Shape,

@@ -1,0 +1,91 @@
+"""Where blocks are built: any ``concurrent.futures.Executor``; threads, or a Dask cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from pyramid_core.errors import ClusterError
+from pyramid_core.model import PyramidPlan
+
+
+@contextmanager
+def open_executor(plan: PyramidPlan, executor: Executor | None = None) -> Iterator[Executor]:
+    """Yield where blocks are built: as given, a Dask cluster as asked or active, else threads.
+
+    Raises:
+        ClusterError: If the scheduler cannot be reached.
+    """
+    if executor is not None:
+        yield executor
+    elif plan.dask_address == "local":
+        from distributed import Client, LocalCluster
+
+        with (
+            LocalCluster(
+                n_workers=plan.workers,
+                threads_per_worker=1,
+                dashboard_address=None,
+                # Its http port is opened all the same; 8787 may be taken by another cluster.
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client.get_executor(pure=False)
+    elif plan.dask_address is not None:
+        from distributed import Client
+
+        try:
+            client = Client(plan.dask_address, timeout=5)
+        except (OSError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            msg = f"no Dask scheduler answers at {plan.dask_address}: {reason}"
+            raise ClusterError(msg) from error
+        with client:
+            _wait_for_worker(client, plan.dask_address)
+            yield client.get_executor(pure=False)
+    elif (client := active_client()) is not None:
+        yield client.get_executor(pure=False)
+    else:
+        with ThreadPoolExecutor(plan.workers, thread_name_prefix="block") as threads:
+            yield threads
+
+
+def _wait_for_worker(client: Any, address: str) -> None:
+    """Wait for the first worker of a cluster that is still starting."""
+    try:
+        client.wait_for_workers(1, timeout=60)
+    except TimeoutError as error:
+        msg = f"the Dask scheduler at {address} has had no worker for a minute; start one"
+        raise ClusterError(msg) from error
+
+
+def active_client() -> Any:
+    """Return the Dask client that the caller has made the current one, if any."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def in_flight(plan: PyramidPlan, executor: Executor) -> int:
+    """Return how many blocks are begun at the same time.
+
+    A few per worker hide the hand-over; on a cluster that others share, no more than was asked.
+    """
+    if not is_cluster(executor):
+        return 2 * plan.workers
+    threads = sum(executor._client.nthreads().values())  # type: ignore[attr-defined] # Dask's
+    return plan.max_workers or max(2, 2 * threads)
+
+
+def is_cluster(executor: Executor) -> bool:
+    """Return whether blocks run on a Dask cluster."""
+    return hasattr(executor, "_client")  # of distributed's own executor

@@ -1,0 +1,165 @@
+"""Promises that only the operating system can confirm: files opened and renamed, memory held."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from tests.stories import chunk_files, noise, write_image
+
+ROOT = Path(__file__).parent.parent
+
+# --- files ------------------------------------------------------------------------------------
+
+LEVELS = """
+import json, os, sys
+from concurrent.futures import ThreadPoolExecutor
+from pyramid_core import PyramidParams, open_image, plan_pyramid
+from pyramid_core.build import build_level
+from pyramid_core.owner import Owner
+from pyramid_core.writer import prepare
+
+params = PyramidParams(**json.loads(sys.argv[1]))
+plan = plan_pyramid(open_image(params.source).info, params)
+prepare(plan)
+with ThreadPoolExecutor(2) as threads:
+    for level in plan.written:
+        os.access(f"/marker/{level.path}", os.F_OK)
+        build_level(plan, level, threads, Owner())
+"""
+
+
+def traced(tmp_path: Path, asked: dict[str, Any]) -> dict[str, list[str]]:
+    """Build each level under strace; return what was done to files, level by level."""
+    log = tmp_path / "strace.txt"
+    calls = "trace=open,openat,openat2,creat,rename,renameat,renameat2,link,linkat,truncate,access,faccessat,faccessat2"
+    argv = ["strace", "-f", "-qq", "-s", "500", "-e", calls, "-o", str(log)]
+    argv += [sys.executable, "-c", LEVELS, json.dumps(asked)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "ptrace" in done.stderr.lower():
+        pytest.skip(f"strace may not trace here: {done.stderr[:200]}")
+    assert done.returncode == 0, done.stderr
+    levels: dict[str, list[str]] = {}
+    current = None
+    for line in log.read_text().splitlines():
+        if marker := re.search(r'"/marker/([^"]+)"', line):
+            current = levels.setdefault(marker[1], [])
+        elif current is not None and "ENOENT" not in line and "resumed>" not in line:
+            current.append(line)
+    return levels
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("shards", [[], [32, 32, 32]])
+def test_files_are_read_once_and_written_by_a_rename(
+    tmp_path: Path, in_place: bool, shards: list[int]
+) -> None:
+    """No chunk is opened twice, no final file is opened for writing, and none of the target is read while it is written."""
+    source = write_image(tmp_path / "in.zarr", noise((60, 64, 64)), (16, 16, 16))
+    built = source if in_place else tmp_path / "out.zarr"
+    asked = {
+        "source": str(source),
+        "target": None if in_place else str(built),
+        "edges": "partial",
+        "step": [2, 2, 2],
+        "shards": shards,
+    }
+    levels = traced(tmp_path, asked)
+    finer = source / "0"
+    assert list(levels) == (["1", "2"] if in_place else ["0", "1", "2"])
+    for path, lines in levels.items():
+        target = built / path
+        opened = Counter(chunks_in(lines, finer, "open"))
+        if finer == source / "0" or not shards:  # of a shard, the parts are opened one by one
+            assert opened == Counter({str(p): 1 for p in chunk_files(finer)})
+        assert [line for line in opens(lines, finer) if writes(line)] == []
+        assert chunks_in(lines, target, "open") == []
+        renamed = Counter(chunks_in(lines, target, "rename") + chunks_in(lines, target, "link"))
+        assert renamed == Counter({str(p): 1 for p in chunk_files(target)})
+        finer = target
+
+
+def opens(lines: list[str], array: Path) -> list[str]:
+    return [line for line in lines if "open" in line.split("(")[0] and f'"{array}/' in line]
+
+
+def writes(line: str) -> bool:
+    return any(flag in line for flag in ("O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC"))
+
+
+def chunks_in(lines: list[str], array: Path, call: str) -> list[str]:
+    """Return the stored objects of an array that calls of one kind name, the last of each call."""
+    found = []
+    for line in lines:
+        if call not in line.split("(")[0]:
+            continue
+        if "O_DIRECTORY" in line:  # a listing
+            continue
+        names = re.findall(rf'"({re.escape(str(array))}/c(?:/\d+)+)"', line)
+        found += names[-1:]
+    return found
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+PEAK = """
+import json, sys
+from pathlib import Path
+from pyramid_core import PyramidParams, build_pyramid
+
+build_pyramid(PyramidParams(**json.loads(sys.argv[1])))
+# Not getrusage: a child inherits the peak of the process that started it.
+print(next(line for line in Path("/proc/self/status").open() if line.startswith("VmHWM")))
+"""
+
+ALLOWANCE = 300
+"""Megabytes that Python and its libraries may take beside the limit."""
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of 268 MB, more than two thirds of what the build may hold in all."""
+    place = tmp_path_factory.mktemp("large") / "in.zarr"
+    group = zarr.open_group(place, mode="w", zarr_format=3)
+    array: Any = group.create_array("0", shape=(512,) * 3, chunks=(64,) * 3, dtype="u2")
+    dice = np.random.default_rng(0)
+    for start in range(0, 512, 64):
+        array[start : start + 64] = dice.integers(0, 2**16, (64, 512, 512), "u2")
+    return place
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.parametrize(
+    ("limit", "shards"),
+    [
+        (100, []),
+        (150, [256, 256, 256]),  # one shard is 34 MB, and what it is made of 268 MB
+    ],
+)
+def test_a_build_stays_under_its_memory_limit(
+    tmp_path: Path, large: Path, limit: int, shards: list[int]
+) -> None:
+    """The peak of the process is under memory_limit + 300 MB, though the image alone is larger than the limit."""
+    asked = {
+        "source": str(large),
+        "target": str(tmp_path / "out.zarr"),
+        "memory_limit": f"{limit}MB",
+        "workers": 4,
+        "shards": shards,
+    }
+    argv = [sys.executable, "-c", PEAK, json.dumps(asked)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+    peak = int(done.stdout.split()[1]) * 1024 / 1e6
+    print(f"peak {peak:.0f} MB under a limit of {limit} MB")
+    assert peak < limit + ALLOWANCE
