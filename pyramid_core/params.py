@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from decimal import Decimal
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -29,63 +29,20 @@ PhantomKind = Literal["blobs", "ramp", "labels", "random", "sparse"]
 TestImage = Literal["none", PhantomKind]
 
 SPACE_UNITS = frozenset(
-    (
-        "angstrom",
-        "attometer",
-        "centimeter",
-        "decimeter",
-        "exameter",
-        "femtometer",
-        "foot",
-        "gigameter",
-        "hectometer",
-        "inch",
-        "kilometer",
-        "megameter",
-        "meter",
-        "micrometer",
-        "mile",
-        "millimeter",
-        "nanometer",
-        "parsec",
-        "petameter",
-        "picometer",
-        "terameter",
-        "yard",
-        "yoctometer",
-        "yottameter",
-        "zeptometer",
-        "zettameter",
-    )
+    """
+    angstrom attometer centimeter decimeter exameter femtometer foot gigameter hectometer inch
+    kilometer megameter meter micrometer mile millimeter nanometer parsec petameter picometer
+    terameter yard yoctometer yottameter zeptometer zettameter
+    """.split()
 )
 """Units of length that NGFF 0.4 and 0.5 allow (section "axes" of the specification)."""
 
 TIME_UNITS = frozenset(
-    (
-        "attosecond",
-        "centisecond",
-        "day",
-        "decisecond",
-        "exasecond",
-        "femtosecond",
-        "gigasecond",
-        "hectosecond",
-        "hour",
-        "kilosecond",
-        "megasecond",
-        "microsecond",
-        "millisecond",
-        "minute",
-        "nanosecond",
-        "petasecond",
-        "picosecond",
-        "second",
-        "terasecond",
-        "yoctosecond",
-        "yottasecond",
-        "zeptosecond",
-        "zettasecond",
-    )
+    """
+    attosecond centisecond day decisecond exasecond femtosecond gigasecond hectosecond hour
+    kilosecond megasecond microsecond millisecond minute nanosecond petasecond picosecond
+    second terasecond yoctosecond yottasecond zeptosecond zettasecond
+    """.split()
 )
 """Units of time that NGFF allows."""
 
@@ -171,12 +128,26 @@ FloatList = Annotated[
 ]
 
 
-class PyramidParams(BaseModel):
-    """What to build, from which image, and how much it may cost."""
+def _check_location(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        msg = "a location is needed: a path, file://, s3:// or http(s)://"
+        raise ValueError(msg)
+    return value
+
+
+Location = Annotated[str, BeforeValidator(_check_location)]
+
+
+class _Asked(BaseModel):
+    """What all that is asked has in common. Fields of a base that is named last come first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    source: str = Field(
+
+class _Image(_Asked):
+    """Which image, and where its pyramid goes."""
+
+    source: Location = Field(
         description="Location of the image: a Zarr array, or a group or OME-Zarr image "
         "(its finest dataset, else 0). A path, file://, s3://, http(s):// or a .zip."
     )
@@ -185,6 +156,11 @@ class PyramidParams(BaseModel):
         description="Location of the OME-Zarr image to write. Empty: in place, the levels beside "
         "the base, which must lie in a group.",
     )
+
+
+class _Build(_Asked):
+    """How levels are built, and what that may cost."""
+
     step: IntList = Field(
         default=[],
         description="Voxels of one level that become one voxel of the next, per axis, like 2,2,2. "
@@ -245,18 +221,6 @@ class PyramidParams(BaseModel):
         description="Address of a Dask scheduler, or local for processes on this machine. "
         "Empty: threads.",
     )
-    test_image: TestImage = Field(
-        default="none", description="Make this test image at the source first, if nothing is there."
-    )
-    test_shape: IntList = Field(default=[256, 256, 256], description="Shape of the test image.")
-
-    @field_validator("source", "target")
-    @classmethod
-    def _check_location(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            msg = "a location is needed: a path, file://, s3:// or http(s)://"
-            raise ValueError(msg)
-        return value
 
     @field_validator("memory_limit")
     @classmethod
@@ -287,6 +251,15 @@ class PyramidParams(BaseModel):
         """``memory_limit`` in bytes."""
         return parse_size(self.memory_limit)
 
+
+class PyramidParams(_Build, _Image):
+    """What to build, from which image, and how much it may cost."""
+
+    test_image: TestImage = Field(
+        default="none", description="Make this test image at the source first, if nothing is there."
+    )
+    test_shape: IntList = Field(default=[256, 256, 256], description="Shape of the test image.")
+
     def command(self, **changes: object) -> str:
         """Return the command line that asks for the same with *changes* made.
 
@@ -303,6 +276,59 @@ class PyramidParams(BaseModel):
         return " ".join(words)
 
 
+class _Inbox(_Asked):
+    """Which images, and where their pyramids go."""
+
+    inbox: Location = Field(
+        description="Location below which every image is looked for: a folder or s3://. Bare Zarr "
+        "arrays, groups with a base, OME-Zarr images, wells of plates, series of bioformats2raw."
+    )
+    outbox: Annotated[str | None, BeforeValidator(_none_if_blank)] = Field(
+        default=None,
+        description="Location below which the pyramids go, each at the path that its image has in "
+        "the inbox. Empty: in place, the levels beside each base.",
+    )
+    settle_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=60.0,
+        description="An image that has changed within this many seconds is still being written: it "
+        "is built last, or by the next sweep if it goes on changing.",
+    )
+    compare_objects: bool = Field(
+        default=False,
+        description="Whether a source has changed since its pyramid was built: compare the times "
+        "of all its objects, not only of its metadata. Slow for large images.",
+    )
+    dry_run: bool = Field(default=False, description="Only say what would be built.")
+    deployment: Annotated[str | None, BeforeValidator(_none_if_blank)] = Field(
+        default=None,
+        description="Deployment that builds each image, like pyramid/pyramid, on the machines of "
+        "its work pool. Empty: this run builds one image after another.",
+    )
+
+
+class SweepParams(_Build, _Inbox):
+    """Which images of an inbox to build, and how."""
+
+    edges: Edges = Field(
+        default="partial",
+        description="What happens where a shape is no multiple of the step: partial takes the "
+        "voxels that there are, trim drops them, exact refuses.",
+    )
+    existing: Existing = Field(
+        default="replace",
+        description="What to do with an image whose source or request has changed since its build "
+        "was begun: replace builds it anew, resume and fail refuse it.",
+    )
+
+    def params(self, source: str, target: str | None) -> PyramidParams:
+        """Return what is asked of one image."""
+        shared = {name: getattr(self, name) for name in _Build.model_fields}
+        return PyramidParams(source=source, target=target, **shared)
+
+
+Params = TypeVar("Params", bound=_Asked)
+
+
 def parse_params(values: dict[str, Any]) -> PyramidParams:
     """Return the parameters, or one readable error in place of pydantic's report.
 
@@ -313,8 +339,21 @@ def parse_params(values: dict[str, Any]) -> PyramidParams:
         >>> parse_params({"source": "x.zarr", "step": "2 2 2"}).step
         [2, 2, 2]
     """
+    return _parse(PyramidParams, values)
+
+
+def parse_sweep_params(values: dict[str, Any]) -> SweepParams:
+    """Return the parameters of a sweep, as ``parse_params`` does those of a build.
+
+    >>> parse_sweep_params({"inbox": "data", "step": "2 2 2"}).edges
+    'partial'
+    """
+    return _parse(SweepParams, values)
+
+
+def _parse(model: type[Params], values: dict[str, Any]) -> Params:
     try:
-        return PyramidParams(**values)
+        return model(**values)
     except ValidationError as error:
         raise RequestError("; ".join(_complaint(e) for e in error.errors())) from error
 
