@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 from typing import Any
 
 from flows.form import takes
@@ -20,48 +19,56 @@ os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pyramid_core")
 # The core logs outside of flows too, where there is no run to send that to.
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
-from prefect import flow
+from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 
-from flows import tasks
-from pyramid_core.build import BuildResult, LevelReport, plan_build
-from pyramid_core.owner import own
-from pyramid_core.verify import still_to_build
-from pyramid_core.workers import open_executor
-from pyramid_core.writer import prepare, refresh
+from flows import reports, tasks
+from flows.limits import limits
+from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
+from pyramid_core.errors import PyramidError
+from pyramid_core.stores import shown
 
 DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
 """What is built when nothing is asked for."""
 
+MOST_RUNS = 10
+"""A run that crashed is begun again this often at most: what kills it each time would go on."""
 
-@flow(name="pyramid", flow_run_name="pyramid of {source}")
+
+def _run_name() -> str:
+    return f"pyramid of {shown(str(runtime.flow_run.parameters['source']))}"  # without passwords
+
+
+@flow(name="pyramid", flow_run_name=_run_name)
 @takes(PyramidParams)
-def build_pyramid(**parameters: Any) -> BuildResult:
+def build_pyramid(**parameters: Any) -> BuildResult | State:
     """Build the levels of an image, each from the one before it, and publish it as OME-Zarr.
 
     Run it again after a crash: it does what is missing and ends with the same bytes.
     """
     logging.getLogger("pyramid_core").setLevel(logging.INFO)
-    start = time.perf_counter()
-    params = parse_params(parameters)
+    if runtime.flow_run.run_count > MOST_RUNS:
+        return Failed(message=f"this run has crashed {MOST_RUNS} times; run it anew to go on")
+    try:
+        return _build(parse_params(parameters))
+    except PyramidError as error:
+        return tasks.failed(error)
+
+
+def _build(params: PyramidParams) -> BuildResult:
+    """Run the tasks; called one after another, so that a cancel reaches the one that runs."""
+    tasks.validate(params, return_state=True).result()
     if params.test_image != "none":
         tasks.create_test_image(params)
-    plan = tasks.validate(params)
-    reports: list[LevelReport] = []
-    targets = [image.target for image in plan.images]
-    with own(*targets) as owner, open_executor(plan) as workers:
-        left = still_to_build(plan, workers)
-        if left is None:
-            refresh(plan)
-            return BuildResult.published(plan, time.perf_counter() - start)
-        prepare(plan)
-        for image in plan.images:
-            for level in image.written:
-                owner.check()
-                reports.append(tasks.build_level(image, level, workers, owner))
-        verification = tasks.verify(left, workers)
-        owner.check()
-        tasks.write_multiscales_metadata(plan)
-    return BuildResult(plan, tuple(reports), time.perf_counter() - start, verification)
+    plan = tasks.plan(params)
+    steps = Steps(tasks.build_level, tasks.verify, tasks.write_multiscales_metadata)
+    with limits(plan):
+        result = run_plan(plan, steps)
+    # The image is published: a picture that cannot be drawn is a failed task, no failed run.
+    tasks.preview(plan, return_state=True)
+    reports.show_result(result)
+    return result
 
 
 def main() -> int:

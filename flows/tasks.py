@@ -5,17 +5,21 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from typing import Any
 
-from prefect import Task, task
+from prefect import Task, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Failed
 from prefect.tasks import exponential_backoff
 
+from flows import reports
 from pyramid_core.build import LevelReport, make_test_image, plan_build
 from pyramid_core.build import build_level as build_level_of
-from pyramid_core.errors import is_transient
+from pyramid_core.errors import PyramidError, RequestError, is_transient
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.owner import Owner
 from pyramid_core.params import PyramidParams
+from pyramid_core.preview import render_preview
+from pyramid_core.stores import shown
 from pyramid_core.verify import Verification, gate
 from pyramid_core.writer import commit
 
@@ -34,31 +38,62 @@ _RETRIES: Any = {
 """For tasks that move voxels: a store may hang up, and what is finished stays."""
 
 
-@task(cache_policy=NO_CACHE)
-def validate(params: PyramidParams) -> PyramidPlan:
-    """Check divisibility per level and axis, data type, target and memory; return the plan."""
-    return plan_build(params)
+def failed(error: PyramidError) -> State:
+    """Return the state of a run that ends with an error of the core: its message, in one line.
+
+    Raised, it would be a screen of traceback that tells a user nothing more.
+    """
+    line = " ".join(part.strip() for part in str(error).splitlines())
+    return Failed(message=line, data=error)
 
 
-@task(cache_policy=NO_CACHE)
+def _of_source() -> str:
+    """Return the name of a task run before there is a plan; locations may hold passwords."""
+    return f"{runtime.task_run.task_name} {shown(runtime.task_run.parameters['params'].source)}"
+
+
+@task(cache_policy=NO_CACHE, task_run_name=_of_source)
+def validate(params: PyramidParams) -> State | None:
+    """Check divisibility per level and axis, data type, target and memory; writes nothing."""
+    try:
+        plan_build(params)
+    except RequestError as error:
+        return failed(error)
+    return None
+
+
+@task(cache_policy=NO_CACHE, task_run_name=_of_source)
 def create_test_image(params: PyramidParams) -> None:
     """Write the test image that is asked for, if nothing is at the source."""
     make_test_image(params)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="level {level.path}", **_RETRIES)
+@task(cache_policy=NO_CACHE, task_run_name=_of_source)
+def plan(params: PyramidParams) -> PyramidPlan:
+    """Decide all that will be written, and what it costs."""
+    return plan_build(params)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{plan.source.name} level {level.path}", **_RETRIES)
 def build_level(plan: PyramidPlan, level: Level, workers: Executor, owner: Owner) -> LevelReport:
     """Build the missing blocks of one level; a retry does only what is left."""
-    return build_level_of(plan, level, workers, owner)
+    with reports.progress_of(plan, level) as progress:
+        return build_level_of(plan, level, workers, owner, progress)
 
 
-@task(cache_policy=NO_CACHE, **_RETRIES)
+@task(cache_policy=NO_CACHE, task_run_name="verify {plan.source.name}", **_RETRIES)
 def verify(plan: PyramidPlan, workers: Executor) -> Verification:
     """Compute voxels again and compare them, before anyone can see the image."""
     return gate(plan, workers)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="publish {plan.source.name}")
 def write_multiscales_metadata(plan: PyramidPlan) -> None:
     """Publish: write the NGFF multiscales document, last."""
     commit(plan)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="preview {plan.source.name}")
+def preview(plan: PyramidPlan) -> None:
+    """Draw the image from a coarse level and leave the picture as an artifact."""
+    reports.show_picture(plan, render_preview(plan.target, width=600))

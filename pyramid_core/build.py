@@ -7,16 +7,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyramid_core.execute import LevelRun, run_level
+from pyramid_core.grid import times
 from pyramid_core.job import BlockResult
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.owner import Owner, own
-from pyramid_core.params import PyramidParams
+from pyramid_core.params import PyramidParams, human
 from pyramid_core.phantom import foreseen, is_vacant, plan_phantom, write_phantom
 from pyramid_core.plan import plan_pyramid
 from pyramid_core.reader import open_image
+from pyramid_core.stores import shown
 from pyramid_core.verify import Verification, gate, still_to_build
 from pyramid_core.workers import open_executor
 from pyramid_core.writer import commit, prepare, published, refresh
@@ -43,6 +46,23 @@ class LevelReport:
     """Blocks that hold nothing but background."""
     seconds: float
     """Time it took."""
+    size: int
+    """Voxels of the whole level, in bytes before compression."""
+
+    @property
+    def rate(self) -> float:
+        """Bytes of voxels that were built per second, before compression; 0 if none were."""
+        share = self.built / self.level.blocks.size
+        return self.size * share / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        """Return what the log says of the level."""
+        speed = f", {human(self.rate)}/s" if self.built else ""
+        return (
+            f"level {self.level.path} of {self.image}: {times(self.level.shape)}, "
+            f"{human(self.size)}; {self.built:,} blocks built, {self.found:,} found finished, "
+            f"{self.empty:,} empty, {self.seconds:.1f} s{speed}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +88,17 @@ class BuildResult:
         """Blocks that were there before."""
         return sum(level.found for level in self.levels)
 
-    @staticmethod
-    def published(plan: PyramidPlan, seconds: float) -> BuildResult:
-        """Return the result of a build that found the image there, finished."""
-        levels = tuple(
-            LevelReport(image.source.name, level, 0, level.blocks.size, 0, 0.0)
-            for image in plan.images
-            for level in image.written
-        )
-        return BuildResult(plan, levels, seconds, None)
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What a build consists of; a flow gives tasks that call the same functions."""
+
+    build_level: Callable[[PyramidPlan, Level, Executor, Owner], LevelReport]
+    """Builds the missing blocks of one level."""
+    verify: Callable[[PyramidPlan, Executor], Verification]
+    """The gate."""
+    publish: Callable[[PyramidPlan], None]
+    """Writes the document that makes it an image."""
 
 
 def build_pyramid(
@@ -98,25 +120,49 @@ def build_pyramid(
         DefectError: If the gate finds the result wrong; it is not published, and the blocks that
             are wrong are removed, so that the next run builds them.
     """
-    start = time.perf_counter()
     make_test_image(params, executor=executor)
     plan = plan_pyramid(open_image(params.source).info, params)
+    steps = Steps(partial(build_level, progress=progress), gate, commit)
+    return run_plan(plan, steps, executor=executor)
+
+
+def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = None) -> BuildResult:
+    """Build what is missing of a plan by the steps given; raises what ``build_pyramid`` does."""
+    start = time.perf_counter()
     targets = [image.target for image in plan.images]
+    log.info("%s", plan.headline)
+    for note in plan.notes:
+        log.info("note: %s", note)
     with own(*targets) as owner, open_executor(plan, executor) as workers:
         left = still_to_build(plan, workers)
         if left is None:
             refresh(plan)
-            return BuildResult.published(plan, time.perf_counter() - start)
+            log.info("%s is there, finished; blocks computed again follow from the source",
+                     shown(plan.target))  # fmt: skip
+            return BuildResult(plan, _found(plan), time.perf_counter() - start, None)
         prepare(plan)
         reports = []
         for image in plan.images:
             for level in image.written:
                 owner.check()
-                reports.append(build_level(image, level, workers, owner, progress))
-        verification = gate(left, workers)
+                reports.append(steps.build_level(image, level, workers, owner))
+        verification = steps.verify(left, workers)
+        if verification.mode != "none":
+            log.info("verified: %s", verification.verdict)
         owner.check()
-        commit(plan)
-    return BuildResult(plan, tuple(reports), time.perf_counter() - start, verification)
+        steps.publish(plan)
+    seconds = time.perf_counter() - start
+    log.info("published %s after %.1f s", shown(plan.target), seconds)
+    return BuildResult(plan, tuple(reports), seconds, verification)
+
+
+def _found(plan: PyramidPlan) -> tuple[LevelReport, ...]:
+    """Return what is said of an image that was there, finished."""
+    return tuple(
+        LevelReport(image.source.name, level, 0, level.blocks.size, 0, 0.0, image.size(level))
+        for image in plan.images
+        for level in image.written
+    )
 
 
 def make_test_image(params: PyramidParams, *, executor: Executor | None = None) -> None:
@@ -167,11 +213,18 @@ def build_level(
     """Build the missing blocks of one level, as long as the target is ours."""
     start = time.perf_counter()
     run = run_level(plan, level, workers)
+    warned: set[str] = set()
     for result in run:
         owner.check_beat()
+        for warning in result.warnings:
+            if warning not in warned:
+                log.warning("on %s: %s", result.worker, warning)
+        warned.update(result.warnings)
         if progress is not None:
             progress(run, result)
     seconds = time.perf_counter() - start
-    log.info("level %s of %s: %d blocks built, %d found finished, %d empty, %.1f s",
-             level.path, plan.source.name, run.built, run.found, run.empty, seconds)  # fmt: skip
-    return LevelReport(plan.source.name, level, run.built, run.found, run.empty, seconds)
+    report = LevelReport(
+        plan.source.name, level, run.built, run.found, run.empty, seconds, plan.size(level)
+    )
+    log.info("%s", report)
+    return report

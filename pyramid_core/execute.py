@@ -7,6 +7,7 @@ nothing here grows with the image.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,15 +35,17 @@ from pyramid_core.grid import (
     shift,
 )
 from pyramid_core.image import fill_scalar
-from pyramid_core.job import BlockResult, LevelJob, level_job
+from pyramid_core.job import BlockResult, LevelJob, level_job, this_process
 from pyramid_core.kernels import reduce_block
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.presence import Mask, Presence
 from pyramid_core.stores import Storage, open_array, open_storage, with_padding
-from pyramid_core.workers import in_flight, is_cluster
+from pyramid_core.workers import in_flight, is_cluster, warnings_heard
 
 if TYPE_CHECKING:
     import zarr
+
+log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
@@ -74,9 +77,13 @@ def build_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResul
         present: Which stored objects that the block is read from are there; None if nobody knows.
     """
     start = time.perf_counter()
+    worker = this_process()
+    away = worker != job.driver
+    heard = warnings_heard() if away else ()
     with _slot(job):
         write_block(job, index, compute_block(job, index, present))
-    return BlockResult(index, time.perf_counter() - start, _worker())
+    heard += warnings_heard() if away else ()
+    return BlockResult(index, time.perf_counter() - start, worker, warnings=heard)
 
 
 def write_block(job: LevelJob, index: Shape, voxels: Array) -> None:
@@ -111,7 +118,7 @@ def check_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResul
             fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         else:
             equal = _is_stored(job, region, expected)
-    return BlockResult(index, time.perf_counter() - start, _worker(), equal, fault)
+    return BlockResult(index, time.perf_counter() - start, this_process(), equal, fault)
 
 
 def _is_stored(job: LevelJob, region: Region, expected: Array) -> bool:
@@ -178,6 +185,7 @@ def _sure(job: LevelJob, voxels: Array, fine: Region, present: Mask) -> Array:
             if not storage.exists(key):
                 msg = f"{key} was listed but could not be found when it was read"
                 raise SourceError(msg)
+            log.warning("%s was listed but read as nothing, so it was read again", key)
             again = _opened(job.token, *job.source, padded=False)[region]
             voxels[shift(region, tuple(axis.start for axis in fine))] = again
     return voxels
@@ -217,14 +225,6 @@ def _slot(job: LevelJob) -> Iterator[None]:
         slot = _slots(job.token, job.slots)
     with slot:
         yield
-
-
-@lru_cache(maxsize=1)
-def _worker() -> str:
-    import os
-    import socket
-
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 Task = Callable[[LevelJob, Shape, Mask | None], BlockResult]

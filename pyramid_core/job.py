@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import uuid
 from dataclasses import dataclass
 
@@ -41,6 +43,8 @@ class LevelJob:
     """Whether what nothing is stored of need not be read: windows of fill give fill."""
     slots: int
     """Blocks that one process may work on at the same time within ``memory_limit``."""
+    driver: str
+    """Host and process that hands out the blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,13 @@ class BlockResult:
     """For a check: whether the stored voxels are what they should be."""
     fault: str = ""
     """For a check: why what the block is reduced from cannot be read; empty if it can."""
+    warnings: tuple[str, ...] = ()
+    """What was warned of on a worker in another process since it told of the block before."""
+
+
+def this_process() -> str:
+    """Return host and process, as they name a worker."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def level_job(plan: PyramidPlan, level: Level) -> LevelJob:
@@ -78,4 +89,5 @@ def level_job(plan: PyramidPlan, level: Level) -> LevelJob:
         dtype=plan.dtype,
         skips=plan.background is not None,
         slots=max(1, plan.memory_limit // max(1, level.memory)),
+        driver=this_process(),
     )

@@ -146,6 +146,23 @@ class PyramidPlan:
         """Return what a level is reduced from: the level above it, or the source."""
         return self.source if level == self.written[0] else self.levels[level.index - 1]
 
+    def size(self, level: Level) -> int:
+        """Return the voxels of a level in bytes, before compression."""
+        return math.prod(level.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def headline(self) -> str:
+        """The image, its levels and what they cost, in one line."""
+        cost = self.cost
+        steps = " ".join(times(level.step) for level in self.levels[1:])
+        return (
+            f"{self.source.name}: {times(self.levels[0].shape)} {np.dtype(self.dtype).name}, "
+            f"{len(self.levels)} levels by {self.method}"
+            + (f" of {steps}" if steps else "")
+            + f"; writes {cost.objects_written:,} objects, {human(cost.bytes_written)}, "
+            f"{human(cost.memory)} of memory for {self.workers} at once"
+        )
+
     @property
     def cost(self) -> Cost:
         """What this plan costs, its labels included."""
@@ -157,7 +174,7 @@ class PyramidPlan:
             objects_read += math.ceil(stored * level.reads)
             bytes_read += math.ceil(math.prod(finer.shape) * item * level.reads)
             objects_written += level.units.size
-            bytes_written += math.prod(level.shape) * item
+            bytes_written += self.size(level)
             blocks += level.blocks.size
         # Of a level with few blocks, fewer are at work; on a cluster each process has its own.
         most = 1 if self.dask_address else self.workers
@@ -220,7 +237,6 @@ def _total(costs: list[Cost]) -> Cost:
 
 def _describe(plan: PyramidPlan) -> str:
     cost = plan.cost
-    item = np.dtype(plan.dtype).itemsize
     names = "".join(axis.name for axis in plan.axes)
     units = sorted({axis.unit for axis in plan.axes if axis.type == "space"} - {""})
     head = ["level", f"shape ({names})", "step", f"voxel ({' '.join(units) or '1'})", "chunks",
@@ -231,7 +247,7 @@ def _describe(plan: PyramidPlan) -> str:
         rows.append([
             level.path, times(level.shape), times(level.step), times(level.scale),
             times(level.chunks), times(level.shards), f"{level.units.size:,}",
-            human(math.prod(level.shape) * item), "(source)" if given else times(level.block),
+            human(plan.size(level)), "(source)" if given else times(level.block),
         ])  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()

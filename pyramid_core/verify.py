@@ -65,13 +65,18 @@ class Verification:
         """Whether there is no error among the findings."""
         return all(finding.severity != "error" for finding in self.findings)
 
-    def __str__(self) -> str:
-        """Return what ``pyramid verify`` prints."""
+    @property
+    def verdict(self) -> str:
+        """What was found, in one line."""
         right = "has right metadata" if self.mode == "none" else "is right"
         verdict = right if self.ok else "is WRONG"
         checked = f"{self.blocks_checked:,} of {self.blocks:,} blocks computed again"
-        head = f"{shown(self.location)} {verdict} ({self.mode}: {checked})"
-        return "\n".join([head, *(f"  {line}" for line in [*self.levels, *self.findings])])
+        return f"{shown(self.location)} {verdict} ({self.mode}: {checked})"
+
+    def __str__(self) -> str:
+        """Return what ``pyramid verify`` prints."""
+        details = [*self.levels, *self.findings]
+        return "\n".join([self.verdict, *(f"  {line}" for line in details)])
 
 
 @dataclass(slots=True)

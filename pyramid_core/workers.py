@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 from pyramid_core.errors import ClusterError
@@ -73,6 +76,30 @@ def active_client() -> Any:
         return default_client()
     except ValueError:
         return None
+
+
+def warnings_heard() -> tuple[str, ...]:
+    """Return what this process has warned of since the last call; the first begins to listen.
+
+    For a worker in another process: its warnings reach nobody but its own console, so they are
+    taken along with the blocks. Python tells of each warning of a place in the code once.
+    """
+    taken: list[str] = []
+    with suppress(IndexError):  # not by its length: other threads take from it too
+        while True:
+            taken.append(_heard().popleft())
+    return tuple(taken)
+
+
+@cache
+def _heard() -> deque[str]:
+    heard: deque[str] = deque(maxlen=100)
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: heard.append(record.getMessage().split("\n")[0])  # type: ignore[method-assign] # the handler's one job
+    logging.captureWarnings(True)
+    for name in ("py.warnings", "pyramid_core"):
+        logging.getLogger(name).addHandler(handler)
+    return heard
 
 
 def in_flight(plan: PyramidPlan, executor: Executor) -> int:

@@ -1,0 +1,191 @@
+"""A real Prefect server, a real process worker and the deployments, as an operator starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+PREFECT = [sys.executable, "-m", "prefect"]
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(ask: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+    """Ask again and again until the answer is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if answer := ask():
+            return answer
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.2)
+
+
+@dataclass
+class Service:
+    """A Prefect server with one worker, in a home of its own; all on loopback."""
+
+    home: Path
+    port: int = field(default_factory=free_port)
+    server: subprocess.Popen[bytes] | None = None
+    worker: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        settings = {
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
+            "PYTHONPATH": str(ROOT),
+        }
+        return {**os.environ, **settings}
+
+    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        """Start a command of Prefect in a process group of its own; its output goes to a file."""
+        with (self.home / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*PREFECT, *words], env=self.environment, cwd=ROOT, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def run(self, *words: str) -> str:
+        """Run a command to its end and return what it printed."""
+        done = subprocess.run(
+            list(words), env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start_server(self) -> None:
+        words = ("server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        self.server = self.start("server", *words)
+        until(self.is_healthy, "the server answers", 120)
+
+    def start_worker(self) -> None:
+        self.worker = self.start("worker", "worker", "start", "--pool", "pyramids")
+
+    def is_healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5).is_success
+        except httpx.HTTPError:
+            return False
+
+    # --- what the UI does, by the same calls -----------------------------------------------
+
+    def call(self, method: str, path: str, **body: Any) -> Any:
+        found = httpx.request(method, f"{self.url}/{path}", json=body or None, timeout=30)
+        found.raise_for_status()
+        return found.json() if found.content else None
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("GET", f"deployments/name/{name}")
+        return found
+
+    def submit(self, parameters: dict[str, Any], name: str = "pyramid/pyramid") -> str:
+        """Start a run as the form does: it always switches the flow's own retries off."""
+        body = {"parameters": parameters, "empirical_policy": {"retries": 0, "retry_delay": 0},
+                "state": {"type": "SCHEDULED"}}  # fmt: skip
+        run = self.call(
+            "POST", f"deployments/{self.deployment(name)['id']}/create_flow_run", **body
+        )
+        return str(run["id"])
+
+    def flow_run(self, run: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("GET", f"flow_runs/{run}")
+        return found
+
+    def state(self, run: str) -> str:
+        return str(self.flow_run(run)["state"]["type"])
+
+    def wait(self, run: str, *, seconds: float = 90.0) -> dict[str, Any]:
+        """Wait for a run to end and return it."""
+        until(lambda: self.state(run) in FINAL, f"run {run} ends", seconds)
+        return self.flow_run(run)
+
+    def filtered(self, what: str, run: str) -> list[dict[str, Any]]:
+        body = {f"{what}s" if what != "log" else "logs": {"flow_run_id": {"any_": [run]}}}
+        if what == "task_run":
+            body = {"flow_runs": {"id": {"any_": [run]}}}
+        found: list[dict[str, Any]] = self.call("POST", f"{what}s/filter", **body, limit=200)
+        return found
+
+    def logs(self, run: str) -> list[str]:
+        """Return the log lines of a run, the oldest first."""
+        body = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
+        return [line["message"] for line in self.call("POST", "logs/filter", **body)]
+
+    def tasks(self, run: str) -> dict[str, str]:
+        """Return name and state of each task run, in the order in which they began."""
+        body = {"flow_runs": {"id": {"any_": [run]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        return {t["name"]: t["state_type"] for t in self.call("POST", "task_runs/filter", **body)}
+
+    def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
+        """Return the artifacts of a run by their keys."""
+        body = {"artifacts": {"flow_run_id": {"any_": [run]}}}
+        return {a["key"]: a for a in self.call("POST", "artifacts/filter", **body)}
+
+    def set_state(self, run: str, type_: str, name: str | None = None) -> None:
+        state = {"type": type_, "name": name or type_.capitalize()}
+        self.call("POST", f"flow_runs/{run}/set_state", state=state, force=False)
+
+
+def pids_of(run: str) -> list[int]:
+    """Return the processes that work for a flow run: Prefect gives them its id."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if run.encode() in place.read_bytes():
+                found.append(int(place.parent.name))
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue
+    return found
+
+
+def kill_group(process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
+    """Send a signal to a process and all that it started in its group."""
+    if process is not None and process.poll() is None:
+        os.killpg(process.pid, number)
+        process.wait(30)
+
+
+@contextmanager
+def running_service(home: Path) -> Iterator[Service]:
+    """Start a server, the work pool, the deployments and a worker; stop what is left of them."""
+    home.mkdir(parents=True)
+    service = Service(home)
+    try:
+        service.start_server()
+        service.run(*PREFECT, "work-pool", "create", "--type", "process", "pyramids")
+        service.run(
+            *PREFECT, "--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all"
+        )
+        service.start_worker()
+        yield service
+    finally:
+        kill_group(service.worker, signal.SIGTERM)
+        kill_group(service.server, signal.SIGTERM)
