@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,6 +38,15 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     for constraint in field.metadata:
         annotation = Annotated[annotation, constraint]
     default = inspect.Parameter.empty if field.is_required() else field.default
+    if type(None) in get_args(field.annotation):
+        # The form would show two tabs, one of them named None; a box that may stay blank reads
+        # better. The model takes both blanks for None.
+        blank = {"string": "", "integer": 0}
+        choices = TypeAdapter(annotation).json_schema()["anyOf"]
+        (shown,) = [choice for choice in choices if choice["type"] in blank]
+        default = blank[shown["type"]]
+        shown = {**shown, "minimum": 0} if default == 0 else shown
+        annotation = Annotated[annotation, WithJsonSchema(shown)]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )

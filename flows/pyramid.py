@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from typing import Any
 
-from flows.form import takes
-from pyramid_core.cli import DONE, Parser, add_params, given_params, guarded, summary
-from pyramid_core.params import PyramidParams, parse_params
+import flows  # noqa: F401 - sets what Prefect reads when it is imported
 
-# Before Prefect is imported: it reads its settings then. The user's own settings go first.
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pyramid_core")
-# The core logs outside of flows too, where there is no run to send that to.
-os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
-
+# isort: split
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from flows import reports, tasks
+from flows.form import takes
 from flows.limits import limits
 from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
+from pyramid_core.cli import DONE, Parser, add_params, given_params, guarded, summary
 from pyramid_core.errors import PyramidError
+from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.stores import shown
 
 DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}

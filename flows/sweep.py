@@ -1,4 +1,225 @@
-"""Sweep."""
-from prefect import flow
-@flow(name="sweep")
-def sweep_inbox(inbox: str, outbox: str|None=None): ...
+"""Build what an inbox holds and has no pyramid of; run it on a schedule, as often as you like."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, runtime, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.deployments import run_deployment
+from prefect.states import Cancelling, Failed
+
+from flows.form import takes
+from flows.pyramid import build_pyramid
+from flows.reports import key_of
+from flows.tasks import failed
+from pyramid_core.build import plan_build
+from pyramid_core.changes import Change, last_change
+from pyramid_core.errors import PyramidError, TargetBusyError
+from pyramid_core.inbox import Found, find_images
+from pyramid_core.params import SweepParams, parse_sweep_params
+from pyramid_core.stores import shown
+
+log = logging.getLogger("pyramid_core.flows")
+
+POLL_SECONDS = 5.0
+"""How often runs that were handed to a deployment are asked whether they have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one image of the inbox."""
+
+    image: str
+    """Its location."""
+    pyramid: str
+    """Where its pyramid is."""
+    outcome: str
+    """finished, foreign, built, failed, refused, busy, being written, or to build."""
+    note: str
+    """Why, in a few words."""
+    seconds: float = 0.0
+    """Time that it took."""
+
+
+FAULTS = ("failed", "refused")
+"""The outcomes that make a sweep fail, at its end."""
+
+
+def _run_name() -> str:
+    return f"sweep of {shown(str(runtime.flow_run.parameters['inbox']))}"
+
+
+@flow(name="sweep", flow_run_name=_run_name)
+@takes(SweepParams)
+def sweep_inbox(**parameters: Any) -> list[Outcome] | State:
+    """Find every image below a location and build those that have no finished pyramid.
+
+    Images that are finished, and whose source has not changed since, are passed over. One image
+    that fails does not stop the others; the run fails at its end.
+    """
+    logging.getLogger("pyramid_core").setLevel(logging.INFO)
+    try:
+        params = parse_sweep_params(parameters)
+        outcomes = list(_sweep(params))
+    except PyramidError as error:
+        return failed(error)
+    create_table_artifact(
+        [asdict(outcome) for outcome in outcomes],
+        key=key_of(params.inbox, "sweep"),
+        description=f"Images below {shown(params.inbox)}: {_counted(outcomes)}",
+    )
+    log.info("swept %s: %s", shown(params.inbox), _counted(outcomes))
+    faults = [outcome for outcome in outcomes if outcome.outcome in FAULTS]
+    if faults:
+        first = f"{faults[0].image}: {faults[0].note}"
+        return Failed(message=f"{len(faults)} of {len(outcomes)} images failed; the first, {first}")
+    return outcomes
+
+
+@task(cache_policy=NO_CACHE)
+def look_for_images(params: SweepParams) -> list[Found]:
+    """Find the images, and say from their metadata what became of each."""
+    return find_images(params.inbox, params.outbox, compare_objects=params.compare_objects)
+
+
+def _sweep(params: SweepParams) -> Iterator[Outcome]:
+    """Build what there is to build, what may still be written last; yield what became of each."""
+    found = look_for_images(params)
+    states = Counter(image.state for image in found)
+    log.info("%s holds %s", shown(params.inbox), _listed(states) or "no image")
+    build = _hand_over if params.deployment else _build_here
+    settled: list[Found] = []
+    unsettled: list[tuple[Found, Change]] = []
+    for image in found:
+        if image.state in ("finished", "foreign", "refused"):
+            yield _outcome(image, image.state, image.note)
+        elif params.dry_run:
+            yield _foreseen(params, image)
+        else:
+            change = _change(image)
+            if isinstance(change, str):
+                yield _outcome(image, "failed", change)
+            elif _is_old(change, params.settle_seconds):
+                settled.append(image)
+            else:
+                unsettled.append((image, change))
+    looked = time.monotonic()
+    yield from build(params, settled)
+    if unsettled:
+        time.sleep(max(0.0, looked + params.settle_seconds - time.monotonic()))
+    calm = [image for image, change in unsettled if _change(image) == change]
+    yield from build(params, calm)
+    for image, _ in unsettled:
+        if image not in calm:
+            yield _outcome(image, "being written", "it still changes; the next sweep looks again")
+
+
+def _change(image: Found) -> Change | str:
+    """Return how a source looks now, or why it cannot be looked at."""
+    try:
+        return last_change(image.source)
+    except (PyramidError, OSError) as error:
+        return str(error)
+
+
+def _is_old(change: Change, seconds: float) -> bool:
+    """Return whether nothing was written for so long; a store's clock may differ from ours."""
+    limit = datetime.now(UTC) - timedelta(seconds=seconds)
+    return change.newest is not None and change.newest <= limit
+
+
+def _build_here(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome]:
+    """Build one image after another in this process, so that a cancel reaches what runs."""
+    for image in images:
+        start = time.perf_counter()
+        asked = params.params(image.source, image.target)
+        state: Any = build_pyramid(**asked.model_dump(), return_state=True)
+        seconds = time.perf_counter() - start
+        if state.is_completed():
+            result = state.result()
+            note = f"{result.blocks_built:,} blocks built, {result.blocks_found:,} found finished"
+            yield _outcome(image, "built", note, seconds)
+        else:
+            error = state.result(raise_on_failure=False)
+            outcome = "busy" if isinstance(error, TargetBusyError) else "failed"
+            yield _outcome(image, outcome, state.message or state.name, seconds)
+
+
+def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome]:
+    """Let a deployment build each image, on the machines of its work pool; wait for all."""
+    runs: dict[UUID, Found] = {}
+    start = time.perf_counter()
+    with _cancelled_with_us(runs):
+        for image in images:
+            asked = params.params(image.source, image.target)
+            run: Any = run_deployment(
+                str(params.deployment),
+                parameters=asked.model_dump(exclude_defaults=True),
+                timeout=0,
+            )
+            runs[run.id] = image
+        while runs:
+            for number in list(runs):
+                state = _state(number)
+                if state is not None and state.is_final():
+                    outcome = "built" if state.is_completed() else "failed"
+                    note = state.message or f"run {number} of {params.deployment}"
+                    seconds = time.perf_counter() - start
+                    yield _outcome(runs.pop(number), outcome, note, seconds)
+            if runs:
+                time.sleep(POLL_SECONDS)
+
+
+def _state(run: UUID) -> State | None:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run).state
+
+
+@contextmanager
+def _cancelled_with_us(runs: dict[UUID, Found]) -> Iterator[None]:
+    """Cancel the runs that have not ended, if this one is stopped."""
+    try:
+        yield
+    except BaseException:
+        with get_client(sync_client=True) as client:
+            for number in runs:
+                client.set_flow_run_state(number, Cancelling(message="its sweep was stopped"))
+        raise
+
+
+def _foreseen(params: SweepParams, image: Found) -> Outcome:
+    """Return what a dry run says of an image: what would be built, or why it cannot be."""
+    try:
+        plan = plan_build(params.params(image.source, image.target))
+    except PyramidError as error:
+        return _outcome(image, "refused", str(error))
+    return _outcome(image, "to build", f"{image.state}; {plan.headline}")
+
+
+def _outcome(image: Found, outcome: str, note: str, seconds: float = 0.0) -> Outcome:
+    place = shown(image.target or "")
+    line = " ".join(note.split())
+    if outcome not in ("finished", "foreign"):
+        log.log(logging.ERROR if outcome in FAULTS else logging.INFO, "%s: %s, %s",
+                shown(image.source), outcome, line)  # fmt: skip
+    return Outcome(shown(image.source), place, outcome, line, round(seconds, 1))
+
+
+def _counted(outcomes: list[Outcome]) -> str:
+    return _listed(Counter(outcome.outcome for outcome in outcomes)) or "none"
+
+
+def _listed(counts: Counter[Any]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common())

@@ -1,4 +1,4 @@
-"""The command line: ``pyramid plan | build | verify | phantom``, without Prefect.
+"""The command line: ``pyramid plan | build | verify | preview | phantom``, without Prefect.
 
 The options are generated from ``PyramidParams``; nothing is written twice. Exit status: 0 done;
 1 it failed, or ``verify`` found defects; 2 what was asked is wrong; 130 and 143 stopped by Ctrl-C
@@ -153,6 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--verify", choices=get_args(VerifyMode), default="sample", dest="mode",
                         help="which blocks are computed again [sample]")  # fmt: skip
     verify.set_defaults(run=_verify)
+    text = "draw an image and its levels as a PNG; reads coarse levels, never all of a large one"
+    preview = commands.add_parser("preview", help=text, description=text, allow_abbrev=False)
+    preview.add_argument("location", metavar="LOCATION")
+    preview.add_argument("-o", "--output", metavar="PREVIEW.png",
+                         help="the file; an earlier PNG is replaced [NAME.png]")  # fmt: skip
+    preview.set_defaults(run=_preview)
     text = "write a test image"
     phantom = commands.add_parser("phantom", help=text, description=text, allow_abbrev=False)
     phantom.add_argument("location", metavar="LOCATION")
@@ -187,6 +193,15 @@ def _verify(arguments: argparse.Namespace) -> int:
     verification = verify_pyramid(arguments.location, arguments.mode)
     print(verification)
     return DONE if verification.ok else FAILED
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    from pyramid_core.preview import write_preview
+    from pyramid_core.reader import image_name
+
+    name = arguments.output or f"{image_name(arguments.location)}.png"
+    print(write_preview(arguments.location, name))
+    return DONE
 
 
 def _phantom(arguments: argparse.Namespace) -> int:

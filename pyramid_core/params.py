@@ -121,7 +121,14 @@ def _none_if_blank(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
 
 
+def _none_if_zero(value: Any) -> Any:
+    """Read 0 as not asked: a form has no other way to leave a number open."""
+    value = value.strip().lower() if isinstance(value, str) else value
+    return None if value in ("", "none", "0", 0) and value is not False else value
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[PositiveInt | None, BeforeValidator(_none_if_zero)]
 IntList = Annotated[list[PositiveInt], BeforeValidator(_split)]
 FloatList = Annotated[
     list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], BeforeValidator(_split)
@@ -166,8 +173,10 @@ class _Build(_Asked):
         description="Voxels of one level that become one voxel of the next, per axis, like 2,2,2. "
         "Empty: chosen from shape, chunks and voxel size.",
     )
-    max_levels: Annotated[PositiveInt | None, BeforeValidator(_none_if_blank)] = Field(
-        default=None, description="At most this many levels, the base included."
+    max_levels: Count = Field(
+        default=None,
+        description="At most this many levels, the base included. "
+        "Empty or 0: as many as the chunks ask for.",
     )
     method: Method = Field(
         default="mean", description="How a window of voxels becomes one voxel; mode for labels."
@@ -204,17 +213,20 @@ class _Build(_Asked):
         default="", description="Unit of the spatial axes, like micrometer. Empty: as the metadata."
     )
     existing: Existing = Field(
-        default="resume", description="What to do when the target is there already."
+        default="resume",
+        description="What to do where an image is: resume goes on with it or leaves it if it is "
+        "finished, replace builds it anew, fail refuses.",
     )
     verify: VerifyMode = Field(
         default="sample",
-        description="The gate before the image is published: which blocks are computed again.",
+        description="Blocks that are computed again before the image is published: a sample, all "
+        "(full) or none.",
     )
     memory_limit: str | int = Field(
         default="2GB", description="Hard limit per process, like 2GB (10^9 bytes) or 500MB."
     )
-    workers: Annotated[PositiveInt | None, BeforeValidator(_none_if_blank)] = Field(
-        default=None, description="Threads, or processes on Dask. Empty: one per CPU."
+    workers: Count = Field(
+        default=None, description="Threads, or processes on Dask. Empty or 0: one per CPU."
     )
     dask_address: Annotated[str | None, BeforeValidator(_none_if_blank)] = Field(
         default=None,

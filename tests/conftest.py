@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests.images import Pyramids
+from tests.service import Service, running_service
 
 # How long an example takes says nothing of a claim: the first one may compile a kernel.
 settings.register_profile("claims", deadline=None)
@@ -88,3 +89,21 @@ def dask_threads() -> Iterator[Any]:
     with distributed.Client(dashboard_address=None, **options) as client:
         yield client
     gc.collect()  # a socket that Dask leaves open is found here, not in the test of another
+
+
+@pytest.fixture(scope="session")
+def prefect_harness() -> Iterator[None]:
+    """One hidden server for all; without heartbeats, whose thread takes a second to end."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with prefect_test_harness(server_startup_timeout=120), temporary_settings(quiet):
+        yield
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A real Prefect server with our deployments and automations, and a worker."""
+    with running_service(tmp_path_factory.mktemp("prefect") / "home") as running:
+        yield running

@@ -25,6 +25,7 @@ FLOORS = (
     "stores",
     "groups",
     "presence",
+    "changes",
     "asked",
     "plan",
     "ngff",
@@ -39,8 +40,10 @@ FLOORS = (
     "audit",
     "labels",
     "verify",
+    "views",
     "preview",
     "build",
+    "inbox",
     "sampler",
     "cli",
 )

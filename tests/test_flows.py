@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 import pyramid_core.execute as execute
 from flows.pyramid import build_pyramid as flow
 from flows.pyramid import main
+from flows.sweep import sweep_inbox
 from pyramid_core import PyramidParams, build_pyramid
 from pyramid_core.errors import BuildError, PlanError
+from pyramid_core.params import SweepParams
 from tests.stories import noise, tree, write_image
 
-pytestmark = pytest.mark.flow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    """One hidden server for this module; without heartbeats, whose thread takes a second to end."""
-    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    with prefect_test_harness(server_startup_timeout=120), temporary_settings(quiet):
-        yield
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_harness")]
 
 
 @pytest.fixture
@@ -37,13 +29,36 @@ def image(tmp_path: Path) -> Path:
     return write_image(tmp_path / "a.zarr", noise((48, 32, 16)), (8, 8, 8))
 
 
-def test_the_flow_gives_the_bytes_of_the_core(image: Path, tmp_path: Path) -> None:
-    """Two tellers, one story: every object of the two stores is equal."""
-    asked: dict[str, Any] = {"source": str(image), "step": [2, 2, 2], "edges": "partial"}
+def story(log: pytest.LogCaptureFixture, place: Path) -> list[str]:
+    """Return what the core told, without what differs between two runs: times and places."""
+    told = [r.getMessage() for r in log.records if r.name.startswith("pyramid_core.")]
+    log.clear()
+    return [re.sub(r"[0-9.]+ s\b|[0-9.]+ [kMG]?B/s", "T", t).replace(str(place), "") for t in told]
+
+
+def test_the_flow_gives_the_bytes_of_the_core_and_tells_its_story(
+    image: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every object of the two stores is equal, and so is every line of the log."""
+    caplog.set_level("INFO", "pyramid_core")
+    asked: dict[str, Any] = {"source": str(image), "step": [2, 2, 2], "workers": 2}
     result = flow(**asked, target=str(tmp_path / "flow" / "a.zarr"))
+    flow_story = story(caplog, tmp_path / "flow")
     build_pyramid(PyramidParams(**asked, target=str(tmp_path / "core" / "a.zarr")))
     assert result.blocks_built > 0
     assert tree(tmp_path / "flow") == tree(tmp_path / "core")
+    assert flow_story == story(caplog, tmp_path / "core")
+    assert flow_story == [
+        "a: 48x32x16 uint16, 4 levels by mean of 2x2x2 2x2x2 2x2x2; "
+        "writes 57 objects, 56.2 kB, 102 kB of memory for 2 at once",
+        "note: nothing tells the voxel size, so it is 1; --voxel-size and --unit would",
+        "level 0 of a: 48x32x16, 49.2 kB; 1 blocks built, 0 found finished, 0 empty, T, T",
+        "level 1 of a: 24x16x8, 6.14 kB; 1 blocks built, 0 found finished, 0 empty, T, T",
+        "level 2 of a: 12x8x4, 768 B; 1 blocks built, 0 found finished, 0 empty, T, T",
+        "level 3 of a: 6x4x2, 96 B; 1 blocks built, 0 found finished, 0 empty, T, T",
+        "verified: /a.zarr is right (sample: 4 of 4 blocks computed again)",
+        "published /a.zarr after T",
+    ]
 
 
 def test_a_second_run_of_the_flow_builds_nothing(image: Path) -> None:
@@ -73,7 +88,7 @@ def test_a_passing_fault_is_retried_and_only_what_is_missing_is_done_again(
 
     monkeypatch.setattr(execute, "build_block", build_block)
     monkeypatch.setattr("pyramid_core.layout._WORTHWHILE", 1)
-    result = flow(source=str(image), step=[2, 2, 2], workers=1)
+    result: Any = flow(source=str(image), step=[2, 2, 2], workers=1)
     assert os.environ["FAILED"] == "once"
     assert len(written) == len(set(written)) > 3
     assert result.verification is not None
@@ -98,25 +113,60 @@ def test_what_is_asked_wrongly_fails_the_flow_at_once(image: Path) -> None:
     """The state of the run says what the core says."""
     state: Any = flow(source=str(image), step=[5, 2, 2], return_state=True)
     assert state.is_failed()
+    assert state.message.startswith("level 1 cannot be exact: along z, level 0 has 48")
+    assert "\n" not in state.message
     with pytest.raises(PlanError, match="along z, level 0 has 48"):
         state.result()
 
 
-def test_the_form_of_the_flow_is_the_fields_of_the_parameters() -> None:
-    """Names, order, defaults, help and choices of the form are those of PyramidParams."""
+BLANKS = {
+    "target": "",
+    "max_levels": 0,
+    "workers": 0,
+    "dask_address": "",
+    "outbox": "",
+    "deployment": "",
+}
+"""What a form shows where nothing is asked for; the models read it as None."""
+
+
+@pytest.mark.parametrize(
+    ("flow", "model", "required"),
+    [(flow, PyramidParams, ["source"]), (sweep_inbox, SweepParams, ["inbox"])],
+    ids=["pyramid", "sweep"],
+)
+def test_the_form_is_the_fields_of_the_parameters(
+    flow: Any, model: type[PyramidParams | SweepParams], required: list[str]
+) -> None:
+    """Names, order, defaults, help, choices and bounds of a form are those of the parameters."""
     schema = flow.parameters.model_dump()
-    fields = PyramidParams.model_fields
-    assert list(schema["properties"]) == list(fields)
-    assert schema["required"] == ["source"]
-    for name, field in fields.items():
+    own = model.model_json_schema()["properties"]
+    assert list(schema["properties"]) == list(model.model_fields)
+    assert schema["required"] == required
+    for position, (name, field) in enumerate(model.model_fields.items()):
         shown = schema["properties"][name]
+        assert (shown["title"], shown["position"]) == (name, position)
         assert shown["description"] == field.description
-        if not field.is_required():
+        for bound in ("minimum", "enum", "items", "type"):
+            if bound in own[name]:
+                assert shown[bound] == own[name][bound]
+        if name in required:
+            assert "default" not in shown
+        elif field.default is None:
+            assert shown["default"] == BLANKS[name]
+            assert shown["type"] == {"": "string", 0: "integer"}[BLANKS[name]]
+            assert getattr(model(**{required[0]: "x", name: BLANKS[name]}), name) is None
+        else:
             assert shown["default"] == field.default
-    assert schema["properties"]["method"]["enum"] == [
-        "mean", "median", "mode", "min", "max", "stride",
-    ]  # fmt: skip
-    assert schema["properties"]["step"]["items"] == {"minimum": 1, "type": "integer"}
+
+
+def test_the_choices_of_the_form_can_be_selected() -> None:
+    """A choice is a list of words, which the form shows as a drop-down; a list has numbers."""
+    shown = flow.parameters.model_dump()["properties"]
+    assert shown["method"]["enum"] == ["mean", "median", "mode", "min", "max", "stride"]
+    assert shown["edges"]["enum"] == ["exact", "partial", "trim"]
+    assert shown["step"]["items"] == {"minimum": 1, "type": "integer"}
+    assert shown["max_levels"]["minimum"] == 0
 
 
 def test_a_wrong_request_never_starts_a_server(image: Path) -> None:

@@ -97,6 +97,14 @@ def test_a_blank_means_not_asked(name: str, blank: str | None) -> None:
     assert getattr(parse_params({"source": "x", name: blank}), name) is None
 
 
+@pytest.mark.parametrize("name", ["max_levels", "workers"])
+@pytest.mark.parametrize("zero", [0, "0", " 0 "])
+def test_a_zero_means_not_asked(name: str, zero: Any) -> None:
+    """A form has no other way to leave a number open; a location may well be named 0."""
+    assert getattr(parse_params({"source": "x", name: zero}), name) is None
+    assert parse_params({"source": "x", "target": "0"}).target == "0"
+
+
 @pytest.mark.parametrize("name", ["step", "chunks", "shards", "voxel_size"])
 def test_an_empty_list_is_the_default(name: str) -> None:
     """An empty text is an empty list: chosen, or as the source."""
@@ -141,7 +149,7 @@ COMPLAINTS: list[tuple[dict[str, Any], str]] = [
     ({"step": "2,-2"}, "--step: .*greater than or equal to 1.*not '-2'"),
     ({"step": "2,two"}, "--step: .*integer.*not 'two'"),
     ({"step": [2.5]}, "--step: .*integer.*not 2.5"),
-    ({"max_levels": 0}, "--max-levels: .*greater than or equal to 1.*not 0"),
+    ({"max_levels": -1}, "--max-levels: .*greater than or equal to 1.*not -1"),
     ({"method": "average"}, "--method: .*'mean', 'median'.*not 'average'"),
     ({"edges": "pad"}, "--edges: .*'exact', 'partial' or 'trim'.*not 'pad'"),
     ({"compression": "gzip"}, "--compression: .*not 'gzip'"),

@@ -1,0 +1,107 @@
+"""Create or update the two automations that pick up runs whose process or machine was lost.
+
+    python deployments/automations.py
+
+The first calls a run crashed that has not been heard of for three heartbeats, which Prefect itself
+never does. The second begins a crashed run of a deployment again; it finds its finished blocks in
+the store. Both look at our flows only. A run that crashes each time is given up by the flow itself
+(``MOST_RUNS`` in flows/pyramid.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import timedelta
+from typing import Any
+
+from prefect.automations import Automation
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+FLOWS = ["pyramid", "sweep"]
+"""The flows that are looked after, by name."""
+
+HEARTBEAT_SECONDS = 60
+"""How often a run is heard of; PREFECT_FLOWS_HEARTBEAT_FREQUENCY in deployments/prefect.yaml."""
+
+
+def automations(within: timedelta) -> list[Automation]:
+    """Return both automations; *within* is how long a run may be silent."""
+    runs = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
+    ours = ResourceSpecification(
+        {"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS}
+    )
+    # A run without a deployment, as a sweep has them inside, has nobody who would pick it up.
+    deployed = ResourceSpecification({"prefect.resource.role": ["deployment"]})
+    lost = Automation(
+        name="pyramid: lost runs have crashed",
+        description="A run that has not been heard of for three heartbeats is called crashed.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.*"},
+            match=runs,
+            match_related=ours,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=within,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"not heard of for {within.total_seconds():.0f} s",
+            )
+        ],
+    )
+    crashed = Automation(
+        name="pyramid: crashed runs go on",
+        description="A crashed run is begun again; it does what is missing.",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Crashed"},
+            match=runs,
+            match_related=[ours, deployed],
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.SCHEDULED,
+                name="AwaitingRetry",
+                message="picked up after a crash; what is finished stays",
+            )
+        ],
+    )
+    return [lost, crashed]
+
+
+def apply(automation: Automation) -> None:
+    """Create an automation, or update the one of its name."""
+    try:
+        known: Any = Automation.read(
+            name=automation.name
+        )  # synchronous here, by Prefect's types maybe not
+        automation.id = known.id
+    except ValueError:
+        automation.create()
+    else:
+        automation.update()
+
+
+def main() -> None:
+    """Apply both."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--within", type=float, default=3 * HEARTBEAT_SECONDS, metavar="SECONDS",
+                        help="how long a run may be silent [%(default)s]")  # fmt: skip
+    for automation in automations(timedelta(seconds=parser.parse_args().within)):
+        apply(automation)
+        print(automation.name)
+
+
+if __name__ == "__main__":
+    main()
