@@ -35,8 +35,8 @@ def main() -> None:
 
 def _deployment(settings: dict[str, Any]) -> Any:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
-    from prefect.deployments.runner import EntrypointType
     from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+    from prefect.types.entrypoint import EntrypointType
 
     module, _, name = settings["entrypoint"].rpartition(".")
     flow = getattr(importlib.import_module(module), name)

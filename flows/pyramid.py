@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import flows  # noqa: F401 - sets what Prefect reads when it is imported
@@ -21,10 +22,14 @@ from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
 from pyramid_core.cli import DONE, Parser, add_params, given_params, guarded, summary
 from pyramid_core.errors import PyramidError
 from pyramid_core.params import PyramidParams, parse_params
+from pyramid_core.preview import write_preview
 from pyramid_core.stores import shown
 
 DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
 """What is built when nothing is asked for."""
+
+DEMO_PICTURE = "data/phantom.png"
+"""Where its picture is put; nothing is put beside a user's data unasked."""
 
 MOST_RUNS = 10
 """A run that crashed is begun again this often at most: what kills it each time would go on."""
@@ -74,10 +79,13 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    params = given_params(arguments, **({} if arguments.source or arguments.source_ else DEMO))
+    is_demo = not (arguments.source or arguments.source_)
+    params = given_params(arguments, **(DEMO if is_demo else {}))
     plan_build(params)  # what is wrong is said before a server is started
     result = build_pyramid(**params.model_dump())
     print(summary(result))
+    if is_demo:
+        print(f"picture: {write_preview(params.source, Path(DEMO_PICTURE))}")
     return DONE
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -98,7 +100,20 @@ class Service:
     # --- what the UI does, by the same calls -----------------------------------------------
 
     def call(self, method: str, path: str, **body: Any) -> Any:
-        found = httpx.request(method, f"{self.url}/{path}", json=body or None, timeout=30)
+        return self._ask(method, path, body or None)
+
+    def call_list(self, path: str, body: list[dict[str, Any]]) -> Any:
+        """Post a list."""
+        return self._ask("POST", path, body)
+
+    def _ask(self, method: str, path: str, body: Any) -> Any:
+        """Ask the API; again where SQLite was locked, as every client of Prefect's does."""
+
+        def answer() -> list[httpx.Response]:
+            found = httpx.request(method, f"{self.url}/{path}", json=body, timeout=30)
+            return [] if found.status_code == 503 else [found]
+
+        (found,) = until(answer, f"{path} answers")
         found.raise_for_status()
         return found.json() if found.content else None
 
@@ -106,13 +121,19 @@ class Service:
         found: dict[str, Any] = self.call("GET", f"deployments/name/{name}")
         return found
 
-    def submit(self, parameters: dict[str, Any], name: str = "pyramid/pyramid") -> str:
+    def submit(
+        self, parameters: dict[str, Any], name: str = "pyramid/pyramid", **environment: str
+    ) -> str:
         """Start a run as the form does: it always switches the flow's own retries off."""
-        body = {"parameters": parameters, "empirical_policy": {"retries": 0, "retry_delay": 0},
-                "state": {"type": "SCHEDULED"}}  # fmt: skip
-        run = self.call(
-            "POST", f"deployments/{self.deployment(name)['id']}/create_flow_run", **body
-        )
+        deployment = self.deployment(name)
+        given = deployment["job_variables"].get("env", {})
+        body = {
+            "parameters": parameters,
+            "empirical_policy": {"retries": 0, "retry_delay": 0},
+            "state": {"type": "SCHEDULED"},
+            "job_variables": {"env": {**given, **environment}},
+        }
+        run = self.call("POST", f"deployments/{deployment['id']}/create_flow_run", **body)
         return str(run["id"])
 
     def flow_run(self, run: str) -> dict[str, Any]:
@@ -126,13 +147,6 @@ class Service:
         """Wait for a run to end and return it."""
         until(lambda: self.state(run) in FINAL, f"run {run} ends", seconds)
         return self.flow_run(run)
-
-    def filtered(self, what: str, run: str) -> list[dict[str, Any]]:
-        body = {f"{what}s" if what != "log" else "logs": {"flow_run_id": {"any_": [run]}}}
-        if what == "task_run":
-            body = {"flow_runs": {"id": {"any_": [run]}}}
-        found: list[dict[str, Any]] = self.call("POST", f"{what}s/filter", **body, limit=200)
-        return found
 
     def logs(self, run: str) -> list[str]:
         """Return the log lines of a run, the oldest first."""
@@ -148,6 +162,14 @@ class Service:
         """Return the artifacts of a run by their keys."""
         body = {"artifacts": {"flow_run_id": {"any_": [run]}}}
         return {a["key"]: a for a in self.call("POST", "artifacts/filter", **body)}
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """Return the runs of a deployment, the newest first."""
+        body = {"deployments": {"id": {"any_": [self.deployment(name)["id"]]}}}
+        found: list[dict[str, Any]] = self.call(
+            "POST", "flow_runs/filter", **body, sort="START_TIME_DESC"
+        )
+        return found
 
     def set_state(self, run: str, type_: str, name: str | None = None) -> None:
         state = {"type": type_, "name": name or type_.capitalize()}
@@ -173,18 +195,30 @@ def kill_group(process: subprocess.Popen[bytes] | None, number: signal.Signals) 
         process.wait(30)
 
 
+def readme_commands() -> list[tuple[list[str], bool]]:
+    """Return the commands by which the README starts all, and whether each of them stays."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## From the Prefect UI.*?```bash\n(.*?)```", text, re.DOTALL)
+    return [(shlex.split(line, comments=True), "# stays" in line) for line in block.splitlines()]
+
+
 @contextmanager
 def running_service(home: Path) -> Iterator[Service]:
     """Start a server, the work pool, the deployments and a worker; stop what is left of them."""
     home.mkdir(parents=True)
     service = Service(home)
     try:
-        service.start_server()
-        service.run(*PREFECT, "work-pool", "create", "--type", "process", "pyramids")
-        service.run(
-            *PREFECT, "--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all"
-        )
-        service.start_worker()
+        for words, stays in readme_commands():
+            if words[1:] == ["server", "start"]:
+                service.start_server()
+            elif stays:
+                assert words == ["prefect", "worker", "start", "--pool", "pyramids"]
+                service.start_worker()
+            elif words[0] == "prefect":
+                service.run(*PREFECT, *words[1:])
+            else:
+                # A shorter silence than three heartbeats, so that the tests need not wait as long.
+                service.run(sys.executable, *words[1:], "--within", "45")
         yield service
     finally:
         kill_group(service.worker, signal.SIGTERM)

@@ -11,7 +11,8 @@ import pytest
 from pyramid_core.cli import main
 from pyramid_core.params import PyramidParams
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -39,11 +40,18 @@ def test_the_commands_of_the_readme_run() -> None:
         assert main([*words[1:], *edges]) == 0, words
 
 
-@pytest.mark.usefixtures("scan")
+@pytest.mark.flow
+@pytest.mark.usefixtures("scan", "prefect_harness")
 @pytest.mark.parametrize("code", blocks("python"))
 def test_the_python_of_the_readme_runs(code: str) -> None:
-    """Each block runs in a folder that holds scan.zarr."""
+    """Each block runs in a folder that holds scan.zarr, with a server that takes its events."""
     exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("name", re.findall(r"!\[.*?\]\((.*?)\)", README))
+def test_the_pictures_of_the_readme_are_there(name: str) -> None:
+    """Each is a PNG in the checkout."""
+    assert (ROOT / name).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_options_that_the_readme_names_exist() -> None:

@@ -1,0 +1,382 @@
+"""On a real server with a real worker: from the form's JSON, on a schedule, retried, killed, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service import ROOT, Service, kill_group, pids_of, until
+from tests.stories import attributes, build, chunk_files, noise, paths, tree, write_image
+
+pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
+
+SABOTEUR = ROOT / "tests" / "saboteur"
+FORM: dict[str, Any] = {
+    "target": "", "step": [], "max_levels": 0, "method": "mean", "edges": "partial", "chunks": [],
+    "shards": [], "compression": "source", "ngff_version": "auto", "axes": "", "voxel_size": [],
+    "unit": "", "existing": "resume", "verify": "sample", "memory_limit": "2GB", "workers": 0,
+    "dask_address": "", "test_image": "none", "test_shape": [256, 256, 256],
+}  # fmt: skip
+"""What the form sends where nothing is changed, but for the edges."""
+
+SMALL: dict[str, Any] = {"memory_limit": "20kB", "step": [2, 2, 2]}
+"""Makes small blocks, so that there are many."""
+
+
+def slowed(seconds: float = 0.0, fault: Path | None = None) -> dict[str, str]:
+    """Return the environment that makes the blocks of a run slow, or fail."""
+    return {
+        "PYTHONPATH": f"{SABOTEUR}{os.pathsep}{ROOT}",
+        "SABOTEUR_BLOCK_SECONDS": str(seconds),
+        "SABOTEUR_FAULT": str(fault or ""),
+    }
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An image of 8 x 8 x 8 chunks."""
+    return write_image(tmp_path / "scan.zarr", noise((64, 64, 64)), (8, 8, 8))
+
+
+@pytest.fixture
+def expected(image: Path, tmp_path: Path) -> dict[str, str]:
+    """What the core makes of a copy of the image, in place."""
+    copy = Path(shutil.copytree(image, tmp_path / "core" / image.name))
+    build(copy, verify="sample", **SMALL)
+    return tree(copy)
+
+
+@pytest.fixture
+def running(service: Service) -> Iterator[list[str]]:
+    """Runs that are cancelled afterwards, whatever became of the test."""
+    runs: list[str] = []
+    yield runs
+    for run in runs:
+        if service.state(run) not in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"):
+            service.set_state(run, "CANCELLED")
+
+
+def built(image: Path) -> int:
+    """Return how many chunks of level 1 are stored."""
+    return len(chunk_files(image / "1")) if (image / "1").is_dir() else 0
+
+
+def found_finished(lines: list[str]) -> int:
+    """Return how many blocks of level 1 the log last says were found."""
+    (*_, told) = [line for line in lines if line.startswith("level 1 of ")]
+    return int(told.split(" found finished")[0].rpartition(" ")[2])
+
+
+def test_the_forms_json_builds_an_image_and_the_page_shows_it(
+    service: Service, image: Path, expected: dict[str, str]
+) -> None:
+    """States, names, a story of a dozen lines and artifacts; the bytes are those of the core."""
+    run = service.submit({**FORM, **SMALL, "source": str(image)})
+    done = service.wait(run)
+    assert (done["state"]["type"], done["name"]) == ("COMPLETED", f"pyramid of {image}")
+    assert service.tasks(run) == dict.fromkeys(
+        [
+            f"validate {image}", f"plan {image}", "scan level 1", "scan level 2", "scan level 3",
+            "verify scan", "publish scan", "preview scan",
+        ],
+        "COMPLETED",
+    )  # fmt: skip
+    assert tree(image) == expected
+    told = [line for line in service.logs(run) if "scan" in line and "flow run" not in line]
+    assert [line.split(":")[0] for line in told] == [
+        "scan", "level 1 of scan", "level 2 of scan", "level 3 of scan", "verified",
+        f"published {image} after {told[-1].split(' after ')[1]}",
+    ]  # fmt: skip
+    artifacts = service.artifacts(run)
+    kinds = {key.rsplit("-", 1)[0]: (kept["type"], kept["data"]) for key, kept in artifacts.items()}
+    assert len({key.rsplit("-", 1)[1] for key in artifacts}) == 1
+    assert {name: kind for name, (kind, _) in kinds.items()} == {
+        "pyramid-scan-zarr-level-1": "progress", "pyramid-scan-zarr-level-2": "progress",
+        "pyramid-scan-zarr-level-3": "progress", "pyramid-scan-zarr-levels": "table",
+        "pyramid-scan-zarr-preview": "image", "pyramid-scan-zarr-report": "markdown",
+        "pyramid-scan-zarr-image": "markdown",
+    }  # fmt: skip
+    assert {data for kind, data in kinds.values() if kind == "progress"} == {100.0}
+    assert kinds["pyramid-scan-zarr-preview"][1].startswith("data:image/png;base64,")
+    assert "**Right**, by `sample`" in kinds["pyramid-scan-zarr-report"][1]
+    assert [row["shape"] for row in json.loads(kinds["pyramid-scan-zarr-levels"][1])] == [
+        "64x64x64", "32x32x32", "16x16x16", "8x8x8",
+    ]  # fmt: skip
+
+
+def test_a_wrong_request_fails_at_once_with_the_message_of_the_core(
+    service: Service, image: Path
+) -> None:
+    """The state says in one line what to do; nothing is retried and nothing written."""
+    before = tree(image)
+    run = service.submit({**FORM, "source": str(image), "step": [5, 2, 2], "edges": "exact"})
+    done = service.wait(run)
+    assert done["state"]["type"] == "FAILED"
+    assert done["state"]["message"].startswith(
+        "level 1 cannot be exact: along z, level 0 has 64 voxels"
+    )
+    assert "--edges partial" in done["state"]["message"]
+    assert service.tasks(run) == {f"validate {image}": "FAILED"}
+    assert tree(image) == before
+
+
+def test_a_passing_fault_is_retried_by_the_task(
+    service: Service, image: Path, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    """The form switches a flow's own retries off; the task's go on, with the blocks that are missing."""
+    fault = tmp_path / "fault"
+    fault.write_text("passing")
+    run = service.submit({**FORM, **SMALL, "source": str(image), "workers": 1}, **slowed(0, fault))
+    done = service.wait(run)
+    assert (done["state"]["type"], done["run_count"]) == ("COMPLETED", 1)
+    lines = service.logs(run)
+    assert any("the store hung up" in line and "Retry 1/3 will start" in line for line in lines)
+    assert found_finished(lines) > 0
+    assert tree(image) == expected
+
+
+def test_a_failed_run_goes_on_where_it_was_when_it_is_retried_in_the_ui(
+    service: Service, image: Path, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    """A fault that stays is not retried by itself; once it is gone, Retry does what is missing."""
+    fault = tmp_path / "fault"
+    fault.write_text("staying")
+    asked = {**FORM, **SMALL, "source": str(image), "workers": 1}
+    run = service.submit(asked, **slowed(0, fault))
+    done = service.wait(run)
+    assert done["state"]["type"] == "FAILED"
+    assert "level 1, voxels" in done["state"]["message"]
+    assert "corrupt chunk" in done["state"]["message"]
+    assert not any("Retry 1/3" in line for line in service.logs(run))
+    before = built(image)
+    fault.unlink()
+    service.set_state(run, "SCHEDULED", "AwaitingRetry")  # what the button Retry does
+    until(lambda: service.state(run) == "COMPLETED", "the retry ends")
+    assert service.flow_run(run)["run_count"] == 2
+    assert found_finished(service.logs(run)) == before > 0
+    assert tree(image) == expected
+
+
+def test_a_cancel_stops_the_work_and_leaves_it_to_be_gone_on_with(
+    service: Service, image: Path, expected: dict[str, str], running: list[str]
+) -> None:
+    """Within 15 seconds, no process of ours is left, and the core goes on from the blocks there."""
+    asked = {**FORM, **SMALL, "source": str(image), "workers": 2}
+    run = service.submit(asked, **slowed(0.25))
+    running.append(run)
+    until(lambda: built(image) > 4, "a few blocks are built")
+    assert pids_of(run)
+    service.set_state(run, "CANCELLING")
+    until(lambda: service.state(run) == "CANCELLED", "it is cancelled", 15)
+    until(lambda: not pids_of(run), "no process is left", 5)
+    assert attributes(image)["zarr-pyramid-flow"]["state"] == "building"
+    assert not (image.parent / ".scan.zarr.lock").exists()
+    before = built(image)
+    service.set_state(run, "SCHEDULED", "AwaitingRetry")  # what the button Retry does
+    until(lambda: service.state(run) == "COMPLETED", "it goes on to its end")
+    assert found_finished(service.logs(run)) == before
+    assert tree(image) == expected
+
+
+def test_a_run_whose_process_is_killed_is_picked_up_without_a_person(
+    service: Service, image: Path, expected: dict[str, str], running: list[str]
+) -> None:
+    """The worker sees the death, an automation begins the run again, finished blocks are found."""
+    asked = {**FORM, **SMALL, "source": str(image), "workers": 2}
+    run = service.submit(asked, **slowed(0.2))
+    running.append(run)
+    until(lambda: built(image) > 4, "a few blocks are built")
+    for pid in pids_of(run):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: service.flow_run(run)["run_count"] == 2, "it is begun again")
+    until(lambda: service.state(run) == "COMPLETED", "it ends")
+    assert found_finished(service.logs(run)) > 4
+    assert tree(image) == expected
+
+
+def test_two_runs_on_one_image_wait_for_each_other(
+    service: Service, image: Path, expected: dict[str, str], running: list[str]
+) -> None:
+    """The second waits for the first and finds it all done; beside Prefect, the core's guard refuses."""
+    asked = {**FORM, **SMALL, "source": str(image), "workers": 2}
+    first = service.submit(asked, **slowed(0.2))
+    running.append(first)
+    until(lambda: built(image) > 1, "the first builds")
+    second = service.submit(asked)
+    running.append(second)
+    pyramid = [sys.executable, "-m", "pyramid_core.cli", "build", str(image), "--step", "2,2,2"]
+    refused = subprocess.run(
+        [*pyramid, "--memory-limit", "20kB"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert refused.returncode == 2
+    assert "is being built by process" in refused.stderr
+    until(lambda: any("this one waits" in line for line in service.logs(second)), "it waits")
+    assert service.state(first) == "RUNNING"
+    assert service.wait(second)["state"]["type"] == "COMPLETED"
+    assert service.state(first) == "COMPLETED"
+    assert any("is there, finished" in line for line in service.logs(second))
+    assert tree(image) == expected
+
+
+def test_an_operator_bounds_how_many_images_are_built_at_once(
+    service: Service, image: Path, tmp_path: Path, running: list[str]
+) -> None:
+    """With a limit of that name made in the UI, a run of another image waits as well."""
+    other = Path(shutil.copytree(image, tmp_path / "other.zarr"))
+    service.call("POST", "v2/concurrency_limits/", name="pyramid-store", limit=1)
+    try:
+        first = service.submit({**FORM, **SMALL, "source": str(image)}, **slowed(0.2))
+        running.append(first)
+        until(lambda: built(image) > 1, "the first builds")
+        second = service.submit({**FORM, **SMALL, "source": str(other)})
+        running.append(second)
+        until(
+            lambda: any("pyramid-store" in line for line in service.logs(second)),
+            "the second waits",
+        )
+        assert built(other) == 0
+        assert service.wait(first)["state"]["type"] == "COMPLETED"
+        assert service.wait(second)["state"]["type"] == "COMPLETED"
+    finally:
+        service.call("DELETE", "v2/concurrency_limits/pyramid-store")
+
+
+def test_a_schedule_sweeps_the_inbox_and_the_next_one_finds_nothing_to_do(
+    service: Service, image: Path, tmp_path: Path
+) -> None:
+    """The scheduler makes the runs by itself; the first builds the image, the second passes it over."""
+    inbox, outbox = tmp_path / "inbox", tmp_path / "outbox"
+    inbox.mkdir()
+    image.rename(inbox / "scan.zarr")
+    deployment = service.deployment("sweep/sweep-often")
+    assert [s["active"] for s in deployment["schedules"]] == [False]
+    asked = {"inbox": str(inbox), "outbox": str(outbox), "settle_seconds": 1, "step": [2, 2, 2]}
+    schedule = {"interval": 10, "anchor_date": datetime.now(UTC).isoformat()}
+    (made,) = service.call_list(
+        f"deployments/{deployment['id']}/schedules",
+        [{"active": True, "schedule": schedule, "parameters": asked}],
+    )
+    try:
+        until(
+            lambda: (
+                sum(r["state_type"] == "COMPLETED" for r in service.runs("sweep/sweep-often")) >= 2
+            ),
+            "two sweeps have ended",
+            120,
+        )
+    finally:
+        service.call("DELETE", f"deployments/{deployment['id']}/schedules/{made['id']}")
+    runs = [r for r in service.runs("sweep/sweep-often") if r["state_type"] == "COMPLETED"]
+    assert all(run["auto_scheduled"] for run in runs)
+    rows = [
+        json.loads(kept["data"])
+        for run in sorted(runs, key=lambda r: str(r["start_time"]))[:2]
+        for kept in service.artifacts(run["id"]).values()
+    ]
+    assert [[(row["image"], row["outcome"]) for row in table] for table in rows] == [
+        [(str(inbox / "scan.zarr"), "built")], [(str(inbox / "scan.zarr"), "finished")],
+    ]  # fmt: skip
+    assert paths(outbox / "scan.zarr") == ["0", "1", "2", "3"]
+
+
+def test_an_event_of_an_instrument_starts_a_run(service: Service, image: Path) -> None:
+    """The automation of the deployment takes the location from the event."""
+    event = {
+        "id": "01980000-0000-7000-8000-000000000001",
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "image.landed",
+        "resource": {"prefect.resource.id": "image.scan"},
+        "payload": {"path": str(image)},
+    }
+    service.call_list("events", [event])
+    named = f"pyramid of {image}"
+
+    def run() -> Any:
+        return next((r for r in service.runs("pyramid/pyramid") if r["name"] == named), None)
+
+    until(run, "a run is made")
+    assert service.wait(run()["id"])["state"]["type"] == "COMPLETED"
+    assert run()["created_by"]["type"] == "AUTOMATION"
+    assert run()["parameters"]["source"] == str(image)
+    assert len(paths(image)) > 1
+
+
+def test_dask_processes_build_what_threads_build(
+    service: Service, image: Path, expected: dict[str, str]
+) -> None:
+    """With dask_address local, processes of their own build the blocks, and none of them is left."""
+    asked = {**FORM, **SMALL, "source": str(image), "dask_address": "local", "workers": 2}
+    run = service.submit(asked)
+    assert service.wait(run)["state"]["type"] == "COMPLETED"
+    until(lambda: not pids_of(run), "no process is left", 15)
+    assert tree(image) == expected
+
+
+def test_the_script_reports_to_the_server_that_it_is_told_of(
+    service: Service, image: Path, expected: dict[str, str]
+) -> None:
+    """With PREFECT_API_URL set, python flows/pyramid.py starts no server; its run is seen in the UI."""
+    words = [
+        "--source",
+        str(image),
+        "--step",
+        "2,2,2",
+        "--memory-limit",
+        "20kB",
+        "--edges",
+        "partial",
+    ]
+    out = service.run(sys.executable, "flows/pyramid.py", *words)
+    assert "levels, " in out
+    body = {"flow_runs": {"name": {"any_": [f"pyramid of {image}"]}}}
+    (run,) = service.call("POST", "flow_runs/filter", **body)
+    assert (run["state_type"], run["deployment_id"]) == ("COMPLETED", None)
+    assert tree(image) == expected
+
+
+def test_a_run_outlives_the_death_of_the_server(
+    service: Service, image: Path, expected: dict[str, str], running: list[str]
+) -> None:
+    """The server is killed and started again mid-run; the run ends as if nothing had been."""
+    run = service.submit({**FORM, **SMALL, "source": str(image), "workers": 2}, **slowed(0.4))
+    running.append(run)
+    until(lambda: built(image) > 1, "it builds")
+    kill_group(service.server, signal.SIGKILL)
+    before = built(image)
+    time.sleep(2)
+    service.start_server()
+    done = service.wait(run, seconds=150)
+    assert built(image) > before
+    assert (done["state"]["type"], done["run_count"]) == ("COMPLETED", 1)
+    assert tree(image) == expected
+
+
+def test_a_run_whose_whole_machine_is_lost_is_picked_up_by_the_next_worker(
+    service: Service, image: Path, expected: dict[str, str], running: list[str]
+) -> None:
+    """Worker and run are killed together; silence is noticed, and a new worker goes on."""
+    asked = {**FORM, **SMALL, "source": str(image), "workers": 2}
+    environment = {**slowed(0.3), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    run = service.submit(asked, **environment)
+    running.append(run)
+    until(lambda: built(image) > 4, "a few blocks are built")
+    kill_group(service.worker, signal.SIGKILL)
+    for pid in pids_of(run):
+        os.kill(pid, signal.SIGKILL)
+    assert service.state(run) == "RUNNING"
+    service.start_worker()
+    until(lambda: service.flow_run(run)["run_count"] == 2, "it is begun again", 150)
+    until(lambda: service.state(run) == "COMPLETED", "it ends")
+    assert found_finished(service.logs(run)) > 4
+    assert tree(image) == expected
