@@ -163,3 +163,25 @@ def test_an_address_where_nobody_answers_is_told_at_once(tmp_path: Path, local: 
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ClusterError, match="nonsense"):
         build_pyramid(asked(local, tmp_path, dask_address="nonsense://here"))
+
+
+def test_what_workers_warn_of_is_told_with_the_blocks(
+    tmp_path: Path, local: Path, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning in another process reaches the log of the build, once, with the worker's name."""
+    from distributed import Client
+
+    from pyramid_core.workers import warnings_heard
+
+    def warn() -> None:
+        import logging
+
+        logging.getLogger("pyramid_core").warning("the disk is slow")
+
+    with Client(address, set_as_default=False) as client:
+        client.run(warnings_heard)  # begins to listen, as the first block does
+        client.run(warn)
+    build_pyramid(asked(local, tmp_path, dask_address=address))
+    told = [r.getMessage() for r in caplog.records if "the disk is slow" in r.getMessage()]
+    assert len(told) in (1, 2)  # a level tells each warning once, and both workers have one
+    assert all(line.startswith(f"on {socket.gethostname()}:") for line in told)

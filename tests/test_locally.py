@@ -1,0 +1,88 @@
+"""On a laptop: no server, nothing written elsewhere, no word to anyone, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyramid_core import verify_pyramid
+from tests.service import ROOT, Service, pids_of, until
+from tests.stories import attributes, chunk_files
+
+SCRIPT = [sys.executable, str(ROOT / "flows" / "pyramid.py")]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment with a home of its own, whose connections are noted."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DO_NOT_TRACK"))}
+    return {
+        **kept,
+        "HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path / "home"),
+        "PYTHONPATH": f"{ROOT / 'tests' / 'watcher'}{os.pathsep}{ROOT}",
+        "WATCHER_NOTES": str(tmp_path / "connected"),
+    }
+
+
+@pytest.mark.flow
+def test_the_script_alone_builds_the_demo_and_writes_nowhere_else(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The image and its picture in data/, Prefect's own in its home; only loopback is spoken to."""
+    done = subprocess.run(
+        SCRIPT, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "work").iterdir()) == ["data"]
+    assert sorted(p.name for p in (tmp_path / "work" / "data").iterdir()) == [
+        "phantom.png", "phantom.zarr",
+    ]  # fmt: skip
+    # numba keeps its kernels beside the package where it can, else in the user's cache.
+    assert {p.name for p in (tmp_path / "home").iterdir()} <= {".prefect", ".cache"}
+    until(lambda: not pids_of(str(tmp_path / "home")), "the hidden server is gone")
+    hosts = set((tmp_path / "connected").read_text().split())
+    assert hosts <= {"127.0.0.1", "localhost", "::1", "0.0.0.0", "None", "b'127.0.0.1'"}
+    assert verify_pyramid(str(tmp_path / "work" / "data" / "phantom.zarr"), "full").ok
+    assert not [line for line in done.stderr.splitlines() if "ERROR" in line or "WARNING" in line]
+    assert len(done.stderr.splitlines()) < 25
+    assert done.stdout.splitlines()[-1] == "picture: data/phantom.png"
+
+
+@pytest.mark.service
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_the_script_stops_when_it_is_told_to_and_can_be_gone_on_with(
+    tmp_path: Path, service: Service, number: signal.Signals, status: int
+) -> None:
+    """It ends with the status of the signal, the target is let go and says that it is unfinished."""
+    target = tmp_path / "a.zarr"
+    words = ["--source", str(target), "--test-image", "random", "--test-shape", "64,64,64"]
+    slow = {
+        **service.environment,
+        "PYTHONPATH": f"{ROOT / 'tests' / 'saboteur'}{os.pathsep}{ROOT}",
+        "SABOTEUR_BLOCK_SECONDS": "0.5",
+        "PREFECT__FLOW_RUN_ID": "",
+    }
+    process = subprocess.Popen(
+        [*SCRIPT, *words, "--chunks", "4,4,4", "--step", "2,2,2"], cwd=tmp_path, env=slow,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: (target / "1").is_dir() and chunk_files(target / "1"), "it builds", 120)
+    start = time.monotonic()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    assert time.monotonic() - start < 15
+    assert process.returncode == status, told
+    assert "run the same again to go on" in told
+    assert attributes(target)["zarr-pyramid-flow"]["state"] == "building"
+    assert not (target.parent / ".a.zarr.lock").exists()
