@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyramid_core.params import PyramidParams as PyramidParams
     from pyramid_core.phantom import write_phantom as write_phantom
     from pyramid_core.plan import plan_pyramid as plan_pyramid
+    from pyramid_core.preview import render_preview as render_preview
     from pyramid_core.reader import open_image as open_image
     from pyramid_core.sampler import Downsampler as Downsampler
     from pyramid_core.sampler import initialize_test_image as initialize_test_image
@@ -33,6 +34,7 @@ _HOMES = {
     "PyramidParams": "params",
     "plan_pyramid": "plan",
     "open_image": "reader",
+    "render_preview": "preview",
     "Verification": "verify",
     "verify_pyramid": "verify",
     "write_phantom": "phantom",

@@ -312,6 +312,25 @@ def test_an_event_of_an_instrument_starts_a_run(service: Service, image: Path) -
     assert len(paths(image)) > 1
 
 
+@pytest.mark.parametrize("name", ["pyramid/pyramid", "sweep/sweep-nightly"])
+def test_a_cancel_reaches_processes_of_dask_and_the_image_of_a_sweep(
+    service: Service, image: Path, running: list[str], name: str
+) -> None:
+    """Both end within 15 seconds, nothing is left behind and the target is let go."""
+    if name == "pyramid/pyramid":
+        asked = {**FORM, **SMALL, "source": str(image), "dask_address": "local", "workers": 2}
+    else:
+        asked = {"inbox": str(image.parent), "outbox": "", "settle_seconds": 0, **SMALL}
+    run = service.submit(asked, name, **slowed(0.25))
+    running.append(run)
+    until(lambda: built(image) > 1, "it builds")
+    service.set_state(run, "CANCELLING")
+    until(lambda: service.state(run) == "CANCELLED", "it is cancelled", 15)
+    until(lambda: not pids_of(run), "no process is left", 5)
+    assert attributes(image)["zarr-pyramid-flow"]["state"] == "building"
+    assert not (image.parent / ".scan.zarr.lock").exists()
+
+
 def test_dask_processes_build_what_threads_build(
     service: Service, image: Path, expected: dict[str, str]
 ) -> None:
@@ -367,8 +386,7 @@ def test_a_run_whose_whole_machine_is_lost_is_picked_up_by_the_next_worker(
 ) -> None:
     """Worker and run are killed together; silence is noticed, and a new worker goes on."""
     asked = {**FORM, **SMALL, "source": str(image), "workers": 2}
-    environment = {**slowed(0.3), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-    run = service.submit(asked, **environment)
+    run = service.submit(asked, **slowed(0.2))
     running.append(run)
     until(lambda: built(image) > 4, "a few blocks are built")
     kill_group(service.worker, signal.SIGKILL)
