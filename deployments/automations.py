@@ -5,7 +5,7 @@
 The first calls a run crashed that has not been heard of for three heartbeats, which Prefect itself
 never does. The second begins a crashed run of a deployment again; it finds its finished blocks in
 the store. Both look at our flows only. A run that crashes each time is given up by the flow itself
-(``MOST_RUNS`` in flows/pyramid.py).
+(``MOST_RUNS`` in flows/limits.py).
 """
 
 from __future__ import annotations

@@ -14,12 +14,14 @@ from contextlib import ExitStack, contextmanager
 import httpx
 from prefect import runtime
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.concurrency._asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from flows.reports import key_of
+from pyramid_core.errors import StoppedError
 from pyramid_core.model import PyramidPlan
 
 log = logging.getLogger("pyramid_core.flows")
@@ -33,7 +35,21 @@ WAIT_SECONDS = 600.0
 LEASE_SECONDS = 60.0
 """A slot is free this long after its holder was killed; the shortest that Prefect takes."""
 
+MOST_RUNS = 10
+"""A run that crashed is begun again this often at most: what kills it each time would go on."""
+
 _UNREACHABLE = (httpx.HTTPError, ConcurrencySlotAcquisitionError)
+
+
+def check_runs() -> None:
+    """Give up a run that has crashed too often.
+
+    Raises:
+        StoppedError: If so.
+    """
+    if runtime.flow_run.run_count > MOST_RUNS:
+        msg = f"this run was begun {MOST_RUNS} times and did not end; run it anew to go on"
+        raise StoppedError(msg)
 
 
 @contextmanager
@@ -44,15 +60,16 @@ def limits(plan: PyramidPlan) -> Iterator[None]:
     if not PREFECT_API_URL.value() or runtime.flow_run.run_count > 1:
         yield
         return
+    held: list[str] = []
     with ExitStack() as slots:
         try:
             if _is_set(STORE_LIMIT):
                 _hold(slots, STORE_LIMIT, None)
-            for image in plan.images:
-                name = key_of(image.target)
+            for name in [key_of(image.target) for image in plan.images]:
                 with get_client(sync_client=True) as client:
                     client.upsert_global_concurrency_limit_by_name(name, 1)
-                _hold(slots, name, WAIT_SECONDS)
+                if _hold(slots, name, WAIT_SECONDS):
+                    held.append(name)
         except _UNREACHABLE as error:
             log.warning("built without waiting for others: %s", error)
         try:
@@ -60,32 +77,53 @@ def limits(plan: PyramidPlan) -> Iterator[None]:
         finally:
             try:
                 slots.close()
+                for name in held:
+                    _drop(name)
             except _UNREACHABLE as error:
                 log.warning("a slot was not given back, so others wait for its lease: %s", error)
 
 
+def _drop(name: str) -> None:
+    """Delete the limit of an image that nobody builds: a page of thousands would help no operator.
+
+    A run that waits for it then goes on without, after the one that held it.
+    """
+    try:
+        if _read(name).active_slots == 0:
+            with get_client(sync_client=True) as client:
+                client.delete_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        return
+
+
 def _is_set(name: str) -> bool:
     try:
-        with get_client(sync_client=True) as client:
-            client.read_global_concurrency_limit_by_name(name)
+        _read(name)
     except ObjectNotFound:
         return False
     return True
 
 
-def _hold(slots: ExitStack, name: str, seconds: float | None) -> None:
-    """Hold a slot, as soon as one is free; after so many seconds go on without."""
-    for wait in (2.0, seconds):
-        try:
-            slots.enter_context(
-                concurrency(
-                    name,
-                    timeout_seconds=wait,
-                    lease_duration=LEASE_SECONDS,
-                    raise_on_lease_renewal_failure=False,
-                )
+def _read(name: str) -> GlobalConcurrencyLimitResponse:
+    with get_client(sync_client=True) as client:
+        return client.read_global_concurrency_limit_by_name(name)
+
+
+def _hold(slots: ExitStack, name: str, seconds: float | None) -> bool:
+    """Hold a slot as soon as one is free; after so many seconds go on without, and return False."""
+    limit = _read(name)
+    if limit.active_slots >= limit.limit:
+        log.info("other runs hold the limit %s; this one waits", name)
+    try:
+        slots.enter_context(
+            concurrency(
+                name,
+                timeout_seconds=seconds,
+                lease_duration=LEASE_SECONDS,
+                raise_on_lease_renewal_failure=False,
             )
-            return
-        except TimeoutError:
-            log.info("other runs hold the limit %s; this one waits", name)
-    log.warning("%s was not free within %.0f s; the lock beside the image decides", name, seconds)
+        )
+        return True
+    except TimeoutError:
+        log.warning("%s was not free within %s s; the lock beside the image decides", name, seconds)
+        return False

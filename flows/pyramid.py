@@ -13,11 +13,10 @@ import flows  # noqa: F401 - sets what Prefect reads when it is imported
 # isort: split
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
 
 from flows import reports, tasks
 from flows.form import takes
-from flows.limits import limits
+from flows.limits import check_runs, limits
 from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
 from pyramid_core.cli import DONE, Parser, add_params, given_params, guarded, summary
 from pyramid_core.errors import PyramidError
@@ -30,9 +29,6 @@ DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
 
 DEMO_PICTURE = "data/phantom.png"
 """Where its picture is put; nothing is put beside a user's data unasked."""
-
-MOST_RUNS = 10
-"""A run that crashed is begun again this often at most: what kills it each time would go on."""
 
 
 def _run_name() -> str:
@@ -47,9 +43,8 @@ def build_pyramid(**parameters: Any) -> BuildResult | State:
     Run it again after a crash: it does what is missing and ends with the same bytes.
     """
     logging.getLogger("pyramid_core").setLevel(logging.INFO)
-    if runtime.flow_run.run_count > MOST_RUNS:
-        return Failed(message=f"this run has crashed {MOST_RUNS} times; run it anew to go on")
     try:
+        check_runs()
         return _build(parse_params(parameters))
     except PyramidError as error:
         return tasks.failed(error)

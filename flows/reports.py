@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from prefect.artifacts import (
@@ -42,11 +43,12 @@ def key_of(target: str, *parts: str) -> str:
     """Return the key of an image's artifacts: its history is that of the image, over all runs.
 
     >>> key_of("s3://bucket/Scan 1.ome.zarr", "report")
-    'pyramid-scan-1-ome-zarr-report-3eefc06f'
+    'pyramid-scan-1-ome-zarr-report-acb413ca'
     """
-    name = target.rstrip("/").rpartition("/")[2]
-    digest = hashlib.sha256(same_place(target).encode()).hexdigest()[:8]
-    return "-".join(["pyramid", _slug(name)[:40], *map(_slug, parts), digest])
+    place = same_place(shown(target))  # without passwords; a key is seen by all
+    digest = hashlib.sha256(place.encode()).hexdigest()[:8]
+    name = place.rpartition("/")[2][:40]
+    return "-".join(["pyramid", *map(_slug, (name, *parts)), digest])
 
 
 def _slug(text: str) -> str:
@@ -84,9 +86,9 @@ def progress_of(plan: PyramidPlan, level: Level) -> Iterator[Progress]:
 
 def _tell(key: str, description: str, done: list[float], stop: threading.Event) -> None:
     artifact: Any = None  # Prefect types its functions as if they might be coroutines
-    told, ended = -1.0, False
-    while not ended:
-        now = done[0]
+    told, is_last, has_warned = -1.0, False, False
+    while not is_last:
+        is_last, now = stop.is_set(), done[0]  # in this order: once stopped, nothing is done
         try:
             if artifact is None:
                 artifact = create_progress_artifact(now, key=key, description=description)
@@ -94,8 +96,11 @@ def _tell(key: str, description: str, done: list[float], stop: threading.Event) 
                 update_progress_artifact(artifact, now)
             told = now
         except httpx.HTTPError as error:
-            log.warning("Prefect's server cannot be told of the progress: %s", error)
-        ended = stop.wait(UPDATE_SECONDS) and (told == done[0] or ended)
+            if not has_warned:
+                log.warning("Prefect's server cannot be told of the progress: %s", error)
+            has_warned = True
+        if not is_last:
+            stop.wait(UPDATE_SECONDS)
 
 
 def show_picture(plan: PyramidPlan, picture: bytes) -> None:
@@ -147,10 +152,13 @@ def plan_rows(plan: PyramidPlan) -> list[dict[str, Any]]:
 
 def level_rows(result: BuildResult) -> list[dict[str, Any]]:
     """Return the rows of ``plan_rows`` with what building each level took."""
-    took = {(level.image, level.level.path): level for level in result.levels}
     rows = plan_rows(result.plan)
-    for row in rows:
-        level = took.get((row["image"], row["level"]))
+    reports = iter(result.levels)  # in the order of the rows, without the bases that were given
+    is_given = (
+        level not in image.written for image in result.plan.images for level in image.levels
+    )
+    for row, given in zip(rows, is_given, strict=True):
+        level = None if given else next(reports)
         row["seconds"] = round(level.seconds, 2) if level else "given"
         row["MB/s"] = round(level.rate / 1e6, 1) if level else ""
         row["blocks built"] = level.built if level else ""
@@ -162,12 +170,6 @@ def level_rows(result: BuildResult) -> list[dict[str, Any]]:
 def report(result: BuildResult) -> str:
     """Return the report of a build in Markdown: what it is, whether it is right, how to open it."""
     plan, place = result.plan, shown(result.plan.target)
-    rows = level_rows(result)
-    table = [
-        "| " + " | ".join(rows[0]) + " |",
-        "|" + "---|" * len(rows[0]),
-        *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows),
-    ]
     checked = result.verification
     if checked is None:
         verdict = "It was there, finished; a sample of its blocks follows from the source."
@@ -185,11 +187,20 @@ def report(result: BuildResult) -> str:
             f"{result.blocks_built:,} blocks were built and {result.blocks_found:,} found finished "
             f"in {result.seconds:.1f} s; {human(plan.cost.bytes_written)} before compression.",
             *("\n## Verification", verdict),
-            *("\n## Levels", "", *table),
+            *("\n## Levels", "", *_table(result)),
             *(["\n## Notes", *(f"- {note}" for note in plan.notes)] if plan.notes else []),
             *("\n## Open it", *_how_to_open(plan)),
         ]
     )
+
+
+def _table(result: BuildResult) -> list[str]:
+    """Return the levels as a table of Markdown that is narrow enough for the page."""
+    columns = ["level", "shape", "voxel size", "MB", "blocks built", "found finished", "seconds"]
+    columns = [*(["image"] if len(result.plan.images) > 1 else []), *columns, "MB/s"]
+    rows = [{**row, "MB": round(row["bytes"] / 1e6, 3)} for row in level_rows(result)]
+    lines = [columns, ["---"] * len(columns), *([str(row[c]) for c in columns] for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _how_to_open(plan: PyramidPlan) -> list[str]:
@@ -200,7 +211,7 @@ def _how_to_open(plan: PyramidPlan) -> list[str]:
         layer, served = f"zarr://{place}/", ""
     else:
         folder, _, name = place.rpartition("/")
-        layer = f"zarr://http://127.0.0.1:8080/{name}/"
+        layer = f"zarr://http://127.0.0.1:8080/{quote(name)}/"
         served = f"   # after: npx http-server --cors {shlex.quote(folder or '/')}"
     return [
         "```",

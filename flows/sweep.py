@@ -18,15 +18,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Failed
 
 from flows.form import takes
+from flows.limits import check_runs
 from flows.pyramid import build_pyramid
 from flows.reports import key_of
 from flows.tasks import failed
 from pyramid_core.build import plan_build
 from pyramid_core.changes import Change, last_change
-from pyramid_core.errors import PyramidError, TargetBusyError
+from pyramid_core.errors import LocationError, PyramidError, RequestError, TargetBusyError
 from pyramid_core.inbox import Found, find_images
 from pyramid_core.params import SweepParams, parse_sweep_params
 from pyramid_core.stores import shown
@@ -71,6 +73,7 @@ def sweep_inbox(**parameters: Any) -> list[Outcome] | State:
     """
     logging.getLogger("pyramid_core").setLevel(logging.INFO)
     try:
+        check_runs()
         params = parse_sweep_params(parameters)
         outcomes = list(_sweep(params))
     except PyramidError as error:
@@ -88,15 +91,25 @@ def sweep_inbox(**parameters: Any) -> list[Outcome] | State:
     return outcomes
 
 
-@task(cache_policy=NO_CACHE)
-def look_for_images(params: SweepParams) -> list[Found]:
+def _look_name() -> str:
+    return f"look through {shown(runtime.task_run.parameters['params'].inbox)}"
+
+
+@task(cache_policy=NO_CACHE, task_run_name=_look_name)
+def look_for_images(params: SweepParams) -> list[Found] | State:
     """Find the images, and say from their metadata what became of each."""
-    return find_images(params.inbox, params.outbox, compare_objects=params.compare_objects)
+    try:
+        return find_images(params.inbox, params.outbox, compare_objects=params.compare_objects)
+    except LocationError as error:
+        return failed(error)
 
 
 def _sweep(params: SweepParams) -> Iterator[Outcome]:
     """Build what there is to build, what may still be written last; yield what became of each."""
-    found = look_for_images(params)
+    if params.deployment:
+        _check_deployment(params.deployment)
+    looked: Any = look_for_images(params, return_state=True)
+    found: list[Found] = looked.result()
     states = Counter(image.state for image in found)
     log.info("%s holds %s", shown(params.inbox), _listed(states) or "no image")
     build = _hand_over if params.deployment else _build_here
@@ -115,10 +128,10 @@ def _sweep(params: SweepParams) -> Iterator[Outcome]:
                 settled.append(image)
             else:
                 unsettled.append((image, change))
-    looked = time.monotonic()
+    seen = time.monotonic()
     yield from build(params, settled)
     if unsettled:
-        time.sleep(max(0.0, looked + params.settle_seconds - time.monotonic()))
+        time.sleep(max(0.0, seen + params.settle_seconds - time.monotonic()))
     calm = [image for image, change in unsettled if _change(image) == change]
     yield from build(params, calm)
     for image, _ in unsettled:
@@ -153,8 +166,18 @@ def _build_here(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcom
             yield _outcome(image, "built", note, seconds)
         else:
             error = state.result(raise_on_failure=False)
-            outcome = "busy" if isinstance(error, TargetBusyError) else "failed"
+            outcome = "refused" if isinstance(error, RequestError) else "failed"
+            outcome = "busy" if isinstance(error, TargetBusyError) else outcome
             yield _outcome(image, outcome, state.message or state.name, seconds)
+
+
+def _check_deployment(name: str) -> None:
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_deployment_by_name(name)
+    except (ObjectNotFound, ValueError) as error:
+        msg = f"there is no deployment {name}; `prefect deployment ls` names those that there are"
+        raise RequestError(msg) from error
 
 
 def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome]:

@@ -119,6 +119,20 @@ def test_what_is_asked_wrongly_fails_the_flow_at_once(image: Path) -> None:
         state.result()
 
 
+def test_a_run_that_crashes_each_time_is_given_up(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so many beginnings it fails, before anything is looked at; it would go on for ever."""
+    monkeypatch.setattr("flows.limits.MOST_RUNS", 0)
+    states: list[Any] = [
+        flow(source=str(image), return_state=True),
+        sweep_inbox(inbox=str(image.parent), return_state=True),
+    ]
+    for state in states:
+        assert state.is_failed()
+        assert state.message == "this run was begun 0 times and did not end; run it anew to go on"
+
+
 BLANKS = {
     "target": "",
     "max_levels": 0,
