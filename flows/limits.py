@@ -8,7 +8,8 @@ cannot be reached, or has forgotten who holds a slot, never stops a build.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import httpx
@@ -21,7 +22,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from flows.reports import key_of
-from pyramid_core.errors import StoppedError
+from pyramid_core.build import BuildResult
+from pyramid_core.errors import StoppedError, TargetBusyError
 from pyramid_core.model import PyramidPlan
 
 log = logging.getLogger("pyramid_core.flows")
@@ -31,6 +33,9 @@ STORE_LIMIT = "pyramid-store"
 
 WAIT_SECONDS = 600.0
 """How long a run waits for another one of the same image before the core's guard decides."""
+
+BUSY_SECONDS = 5.0
+"""How often a run that was picked up looks whether its former self has let the image go."""
 
 LEASE_SECONDS = 60.0
 """A slot is free this long after its holder was killed; the shortest that Prefect takes."""
@@ -50,6 +55,22 @@ def check_runs() -> None:
     if runtime.flow_run.run_count > MOST_RUNS:
         msg = f"this run was begun {MOST_RUNS} times and did not end; run it anew to go on"
         raise StoppedError(msg)
+
+
+def when_free(build: Callable[[], BuildResult]) -> BuildResult:
+    """Build; a run that was picked up waits for its former self, which may not have ended yet.
+
+    A server that was away calls runs crashed that go on for some minutes.
+    """
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return build()
+        except TargetBusyError as error:
+            if runtime.flow_run.run_count == 1 or time.monotonic() > deadline:
+                raise
+            log.info("%s", error)
+        time.sleep(BUSY_SECONDS)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 
 from flows import reports, tasks
 from flows.form import takes
-from flows.limits import check_runs, limits
+from flows.limits import check_runs, limits, when_free
 from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
 from pyramid_core.cli import DONE, Parser, add_params, given_params, guarded, summary
 from pyramid_core.errors import PyramidError
@@ -58,7 +58,7 @@ def _build(params: PyramidParams) -> BuildResult:
     plan = tasks.plan(params)
     steps = Steps(tasks.build_level, tasks.verify, tasks.write_multiscales_metadata)
     with limits(plan):
-        result = run_plan(plan, steps)
+        result = when_free(lambda: run_plan(plan, steps))
     # The image is published: a picture that cannot be drawn is a failed task, no failed run.
     tasks.preview(plan, return_state=True)
     reports.show_result(result)

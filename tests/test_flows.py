@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from flows.pyramid import main
 from flows.sweep import sweep_inbox
 from pyramid_core import PyramidParams, build_pyramid
 from pyramid_core.errors import BuildError, PlanError
+from pyramid_core.owner import own
 from pyramid_core.params import SweepParams
 from tests.stories import noise, tree, write_image
 
@@ -131,6 +134,26 @@ def test_a_run_that_crashes_each_time_is_given_up(
     for state in states:
         assert state.is_failed()
         assert state.message == "this run was begun 0 times and did not end; run it anew to go on"
+
+
+def test_a_run_that_was_picked_up_waits_for_its_former_self(
+    image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Called crashed though it lives, that one holds the lock; the first run of all is refused."""
+    monkeypatch.setattr("flows.limits.BUSY_SECONDS", 0.2)
+    with own(str(image)):
+        state: Any = flow(source=str(image), return_state=True)
+    assert "is being built by process" in state.message
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "2")
+    caplog.set_level("INFO", "pyramid_core")
+    with ExitStack() as stack:
+        stack.enter_context(own(str(image)))
+        thread = threading.Timer(2.0, stack.close)
+        thread.start()
+        result: Any = flow(source=str(image), step=[2, 2, 2])
+        thread.join()
+    assert result.blocks_built > 0
+    assert len([r for r in caplog.records if "is being built by" in r.getMessage()]) > 1
 
 
 BLANKS = {
