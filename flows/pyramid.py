@@ -60,8 +60,8 @@ def _build(params: PyramidParams) -> BuildResult:
     with limits(plan):
         result = when_free(lambda: run_plan(plan, steps))
     # The image is published: a picture that cannot be drawn is a failed task, no failed run.
-    tasks.preview(plan, return_state=True)
-    reports.show_result(result)
+    drawn: Any = tasks.preview(plan, return_state=True)
+    reports.show_result(result, drawn.result() if drawn.is_completed() else None)
     return result
 
 

@@ -25,7 +25,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from pyramid_core.build import BuildResult, Progress
+from pyramid_core.build import BuildResult, LevelReport, Progress
 from pyramid_core.execute import LevelRun
 from pyramid_core.grid import times
 from pyramid_core.job import BlockResult
@@ -106,13 +106,17 @@ def _tell(key: str, description: str, done: list[float], stop: threading.Event) 
 def show_picture(plan: PyramidPlan, picture: bytes) -> None:
     """Leave a PNG as an artifact that holds it whole, so no server of ours has to show it."""
     create_image_artifact(
-        "data:image/png;base64," + base64.b64encode(picture).decode(),
+        _url(picture),
         key=key_of(plan.target, "preview"),
-        description=f"{plan.source.name}, from a coarse level",
+        description=f"{shown(plan.target)} and its levels",
     )
 
 
-def show_result(result: BuildResult) -> None:
+def _url(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def show_result(result: BuildResult, picture: bytes | None = None) -> None:
     """Leave the table of levels, the report and a link as artifacts of the run."""
     plan = result.plan
     link = shown(plan.target) if is_url(plan.target) else Path(plan.target).as_uri()
@@ -122,7 +126,9 @@ def show_result(result: BuildResult) -> None:
         description=f"Levels of {plan.source.name}, and what building them took",
     )
     create_markdown_artifact(
-        report(result), key=key_of(plan.target, "report"), description=f"Report on {link}"
+        report(result, picture),
+        key=key_of(plan.target, "report"),
+        description=f"Report on {shown(plan.target)}",
     )
     create_link_artifact(
         link,
@@ -132,42 +138,42 @@ def show_result(result: BuildResult) -> None:
     )
 
 
-def plan_rows(plan: PyramidPlan) -> list[dict[str, Any]]:
-    """Return the levels of an image and of its labels as the rows of a table."""
-    return [
-        {
-            "image": image.source.name,
-            "level": level.path,
-            "shape": times(level.shape),
-            "voxel size": times(level.scale),
-            "chunks": times(level.chunks),
-            "shards": times(level.shards),
-            "objects": level.units.size,
-            "bytes": image.size(level),
-        }
-        for image in plan.images
-        for level in image.levels
-    ]
-
-
 def level_rows(result: BuildResult) -> list[dict[str, Any]]:
-    """Return the rows of ``plan_rows`` with what building each level took."""
-    rows = plan_rows(result.plan)
-    reports = iter(result.levels)  # in the order of the rows, without the bases that were given
-    is_given = (
-        level not in image.written for image in result.plan.images for level in image.levels
-    )
-    for row, given in zip(rows, is_given, strict=True):
-        level = None if given else next(reports)
-        row["seconds"] = round(level.seconds, 2) if level else "given"
-        row["MB/s"] = round(level.rate / 1e6, 1) if level else ""
-        row["blocks built"] = level.built if level else ""
-        row["found finished"] = level.found if level else ""
-        row["background"] = level.empty if level else ""
+    """Return the levels of an image and of its labels as a table: what they are and what they took.
+
+    What people look for comes first, since a page shows half of it without scrolling.
+    """
+    plan = result.plan
+    took = iter(result.levels)  # in the order of the rows, without the bases that were given
+    rows = []
+    for image in plan.images:
+        for level in image.levels:
+            row: dict[str, Any] = {"image": image.source.name} if plan.labels else {}
+            row |= {"level": level.path, "shape": times(level.shape)}
+            row |= _took(next(took) if level in image.written else None)
+            row |= {
+                "voxel size": times(level.scale),
+                "chunks": times(level.chunks),
+                "shards": times(level.shards),
+                "objects": level.units.size,
+                "bytes": image.size(level),
+            }
+            rows.append(row)
     return rows
 
 
-def report(result: BuildResult) -> str:
+def _took(level: LevelReport | None) -> dict[str, Any]:
+    """Return what building a level took; the base of a build in place was given."""
+    return {
+        "seconds": round(level.seconds, 2) if level else "given",
+        "MB/s": round(level.rate / 1e6, 1) if level else "",
+        "blocks built": level.built if level else "",
+        "found finished": level.found if level else "",
+        "background": level.empty if level else "",
+    }
+
+
+def report(result: BuildResult, picture: bytes | None = None) -> str:
     """Return the report of a build in Markdown: what it is, whether it is right, how to open it."""
     plan, place = result.plan, shown(result.plan.target)
     checked = result.verification
@@ -177,15 +183,17 @@ def report(result: BuildResult) -> str:
         verdict = "It was not verified (`verify` was none)."
     else:
         verdict = (
-            f"**Right**, by `{checked.mode}`: {checked.blocks_checked:,} of {checked.blocks:,} "
+            f"**Verified** ({checked.mode}): {checked.blocks_checked:,} of {checked.blocks:,} "
             f"blocks were computed again and found equal, bit for bit."
         )
+    found = f" and {result.blocks_found:,} found finished" if result.blocks_found else ""
     return "\n".join(
         [
             f"# {plan.source.name}",
             f"`{place}` is an OME-Zarr {plan.ngff_version} image of {len(plan.levels)} levels.",
-            f"{result.blocks_built:,} blocks were built and {result.blocks_found:,} found finished "
-            f"in {result.seconds:.1f} s; {human(plan.cost.bytes_written)} before compression.",
+            f"{result.blocks_built:,} blocks were built{found} in {result.seconds:.1f} s; "
+            f"{human(plan.cost.bytes_written)} before compression.",
+            *(["", f"![{plan.source.name}]({_url(picture)})"] if picture else []),
             *("\n## Verification", verdict),
             *("\n## Levels", "", *_table(result)),
             *(["\n## Notes", *(f"- {note}" for note in plan.notes)] if plan.notes else []),
@@ -206,17 +214,18 @@ def _table(result: BuildResult) -> list[str]:
 def _how_to_open(plan: PyramidPlan) -> list[str]:
     """Return a line each for napari, Neuroglancer and Python."""
     place = shown(plan.target)
-    coarsest = plan.levels[-1].path
-    if is_url(plan.target):
-        layer, served = f"zarr://{place}/", ""
-    else:
-        folder, _, name = place.rpartition("/")
-        layer = f"zarr://http://127.0.0.1:8080/{quote(name)}/"
-        served = f"   # after: npx http-server --cors {shlex.quote(folder or '/')}"
+    folder, _, name = place.rpartition("/")
+    remote = is_url(plan.target)
+    serve = f" (served by `npx http-server --cors {shlex.quote(folder or '/')}`)"
     return [
-        "```",
-        f"napari:        napari --plugin napari-ome-zarr {shlex.quote(place)}",
-        f"Neuroglancer:  {layer}{served}",
-        f"Python:        zarr.open_array({place!r}, path={coarsest!r}, mode='r')",
-        "```",
+        "napari:",
+        _code(f"napari --plugin napari-ome-zarr {shlex.quote(place)}"),
+        f"Neuroglancer, as the source of a layer{'' if remote else serve}:",
+        _code(f"zarr://{place}/" if remote else f"zarr://http://127.0.0.1:8080/{quote(name)}/"),
+        "Python:",
+        _code(f"zarr.open_array({place!r}, path={plan.levels[-1].path!r}, mode='r')"),
     ]
+
+
+def _code(line: str) -> str:
+    return f"\n```\n{line}\n```\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Executor
 from typing import Any
 
@@ -38,11 +39,17 @@ _RETRIES: Any = {
 """For tasks that move voxels: a store may hang up, and what is finished stays."""
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Pass over what Prefect's engine says once more of an error that was told: its traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], PyramidError))
+
+
 def failed(error: PyramidError) -> State:
     """Return the state of a run that ends with an error of the core: its message, in one line.
 
     Raised, it would be a screen of traceback that tells a user nothing more.
     """
+    logging.getLogger("prefect.flow_runs").addFilter(_is_news)
     line = " ".join(part.strip() for part in str(error).splitlines())
     return Failed(message=line, data=error)
 
@@ -94,6 +101,8 @@ def write_multiscales_metadata(plan: PyramidPlan) -> None:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="preview {plan.source.name}")
-def preview(plan: PyramidPlan) -> None:
-    """Draw the image from a coarse level and leave the picture as an artifact."""
-    reports.show_picture(plan, render_preview(plan.target, width=600))
+def preview(plan: PyramidPlan) -> bytes:
+    """Draw the image from a coarse level, leave the picture as an artifact and return the PNG."""
+    picture = render_preview(plan.target, width=600)
+    reports.show_picture(plan, picture)
+    return picture

@@ -142,7 +142,7 @@ def _check_location(value: Any) -> Any:
     return value
 
 
-Location = Annotated[str, BeforeValidator(_check_location)]
+Location = Annotated[str, Field(pattern=r"\S"), BeforeValidator(_check_location)]
 
 
 class _Asked(BaseModel):
@@ -155,8 +155,8 @@ class _Image(_Asked):
     """Which image, and where its pyramid goes."""
 
     source: Location = Field(
-        description="Location of the image: a Zarr array, or a group or OME-Zarr image "
-        "(its finest dataset, else 0). A path, file://, s3://, http(s):// or a .zip."
+        description="Location of the image, like /data/scan.zarr or s3://bucket/scan.zarr: a Zarr "
+        "array, an OME-Zarr image (its finest level), or a group with its base at 0."
     )
     target: Annotated[str | None, BeforeValidator(_none_if_blank)] = Field(
         default=None,
@@ -170,8 +170,8 @@ class _Build(_Asked):
 
     step: IntList = Field(
         default=[],
-        description="Voxels of one level that become one voxel of the next, per axis, like 2,2,2. "
-        "Empty: chosen from shape, chunks and voxel size.",
+        description="Voxels of one level that become one voxel of the next: a number per axis, z "
+        "before y before x, like 2, 2, 2. Empty: chosen from shape, chunks and voxel size.",
     )
     max_levels: Count = Field(
         default=None,
@@ -179,7 +179,9 @@ class _Build(_Asked):
         "Empty or 0: as many as the chunks ask for.",
     )
     method: Method = Field(
-        default="mean", description="How a window of voxels becomes one voxel; mode for labels."
+        default="mean",
+        description="How a window of voxels becomes one voxel: its mean, median, minimum, maximum, "
+        "commonest value (mode, for labels) or first voxel (stride).",
     )
     edges: Edges = Field(
         default="exact",
@@ -187,10 +189,12 @@ class _Build(_Asked):
         "partial takes the voxels that there are, trim drops them.",
     )
     chunks: IntList = Field(
-        default=[], description="Chunk of the levels written, per axis. Empty: as the source."
+        default=[],
+        description="Shape of a chunk of the levels written, in voxels. Empty: as the source.",
     )
     shards: IntList = Field(
-        default=[], description="Shard of the levels written, per axis. Empty: no shards."
+        default=[],
+        description="Shape of a shard of the levels written, in voxels. Empty: no shards.",
     )
     compression: Compression = Field(
         default="source", description="Codec of the levels written; source inherits the base's."
@@ -268,9 +272,13 @@ class PyramidParams(_Build, _Image):
     """What to build, from which image, and how much it may cost."""
 
     test_image: TestImage = Field(
-        default="none", description="Make this test image at the source first, if nothing is there."
+        default="none",
+        description="Make a test image at the source first, if nothing is there: bright blobs, a "
+        "ramp, labels, noise (random), or a volume that is nearly empty (sparse).",
     )
-    test_shape: IntList = Field(default=[256, 256, 256], description="Shape of the test image.")
+    test_shape: IntList = Field(
+        default=[256, 256, 256], description="Shape of the test image; ignored without one."
+    )
 
     def command(self, **changes: object) -> str:
         """Return the command line that asks for the same with *changes* made.

@@ -191,7 +191,11 @@ def kill_group(process: subprocess.Popen[bytes] | None, number: signal.Signals) 
     """Send a signal to a process and all that it started in its group."""
     if process is not None and process.poll() is None:
         os.killpg(process.pid, number)
-        process.wait(30)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
 
 
 def readme_commands() -> list[tuple[list[str], bool]]:

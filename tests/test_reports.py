@@ -118,15 +118,15 @@ def test_the_rows_say_what_each_level_is_and_took(result: BuildResult) -> None:
     given, built = level_rows(result)
     seconds = result.levels[0].seconds
     assert list(built) == [
-        "image", "level", "shape", "voxel size", "chunks", "shards", "objects", "bytes",
-        "seconds", "MB/s", "blocks built", "found finished", "background",
+        "level", "shape", "seconds", "MB/s", "blocks built", "found finished", "background",
+        "voxel size", "chunks", "shards", "objects", "bytes",
     ]  # fmt: skip
     assert list(given.values()) == [
-        "a scan", "0", "32x32x32", "1x1x1", "16x16x16", "-", 8, 65536, "given", "", "", "", "",
+        "0", "32x32x32", "given", "", "", "", "", "1x1x1", "16x16x16", "-", 8, 65536,
     ]  # fmt: skip
     assert list(built.values()) == [
-        "a scan", "1", "16x16x16", "2x2x2", "16x16x16", "-", 1, 8192,
-        round(seconds, 2), round(8192 / seconds / 1e6, 1), 1, 0, 0,
+        "1", "16x16x16", round(seconds, 2), round(8192 / seconds / 1e6, 1), 1, 0, 0,
+        "2x2x2", "16x16x16", "-", 1, 8192,
     ]  # fmt: skip
 
 
@@ -183,45 +183,52 @@ def test_the_report_says_whether_the_image_is_right(result: BuildResult, tmp_pat
     """Verified, not verified, or there before: three different things."""
     source = tmp_path / "day 1" / "a scan.zarr"
     text = report(result)
-    assert "**Right**, by `sample`: 1 of 1 blocks were computed again and found equal" in text
+    assert "**Verified** (sample): 1 of 1 blocks were computed again and found equal" in text
     assert f"`{source}` is an OME-Zarr 0.5 image of 2 levels." in text
-    assert "1 blocks were built and 0 found finished in " in text
+    assert "1 blocks were built in " in text
     again = report(build(source, step=[2, 2, 2], verify="sample"))
     assert "It was there, finished" in again
     assert "0 blocks were built and 1 found finished in " in again
     unverified = report(build(source, tmp_path / "b.zarr", step=[2, 2, 2]))
     assert "It was not verified" in unverified
-    assert "Right" not in again + unverified
+    assert "**Verified**" not in again + unverified
     assert "\n- nothing tells the voxel size, so it is 1; --voxel-size and --unit would" in text
 
 
-def lines_of(result: BuildResult) -> dict[str, str]:
-    """Return the lines of a report that open its image, by the program."""
-    found = re.findall(r"^(napari|Neuroglancer|Python): +(.*)$", report(result), re.MULTILINE)
+def lines_of(result: BuildResult) -> list[str]:
+    """Return the lines of a report that open its image: napari's, Neuroglancer's and Python's."""
+    found = re.findall(r"^```\n(.*)\n```$", report(result), re.MULTILINE)
     assert len(found) == 3
-    return dict(found)
+    return list(found)
 
 
 def test_the_lines_that_open_an_image_open_it(result: BuildResult, tmp_path: Path) -> None:
     """The Python line gives the coarsest level; a shell takes the path with its space as one word."""
-    lines = lines_of(result)
+    napari, layer, python = lines_of(result)
     place = f"{tmp_path}/day 1/a scan.zarr"
-    level = eval(lines["Python"], {"zarr": zarr})
+    level = eval(python, {"zarr": zarr})
     assert np.array_equal(level[...], read(Path(place) / "1"))
-    assert shlex.split(lines["napari"]) == ["napari", "--plugin", "napari-ome-zarr", place]
-    layer, _, served = lines["Neuroglancer"].partition("   # after: ")
+    assert shlex.split(napari) == ["napari", "--plugin", "napari-ome-zarr", place]
     assert layer == "zarr://http://127.0.0.1:8080/a%20scan.zarr/"
+    (served,) = re.findall(r"served by `(.*)`", report(result))
     assert shlex.split(served) == ["npx", "http-server", "--cors", f"{tmp_path}/day 1"]
 
 
 def test_an_image_in_a_bucket_is_opened_by_its_url(result: BuildResult) -> None:
     """Neuroglancer reads s3:// itself, so nothing has to be served."""
-    lines = lines_of(at(result, "s3://bucket/day/a.zarr"))
-    assert lines == {
-        "napari": "napari --plugin napari-ome-zarr s3://bucket/day/a.zarr",
-        "Neuroglancer": "zarr://s3://bucket/day/a.zarr/",
-        "Python": "zarr.open_array('s3://bucket/day/a.zarr', path='1', mode='r')",
-    }
+    remote = at(result, "s3://bucket/day/a.zarr")
+    assert lines_of(remote) == [
+        "napari --plugin napari-ome-zarr s3://bucket/day/a.zarr",
+        "zarr://s3://bucket/day/a.zarr/",
+        "zarr.open_array('s3://bucket/day/a.zarr', path='1', mode='r')",
+    ]
+    assert "served by" not in report(remote)
+
+
+def test_the_picture_stands_in_the_report(result: BuildResult) -> None:
+    """Whole, so that no server of ours has to show it; a report without one is a report as well."""
+    assert "![a scan](data:image/png;base64,UE5H)" in report(result, b"PNG")
+    assert "![" not in report(result)
 
 
 def artifacts_of(run: Any) -> list[Any]:

@@ -109,7 +109,7 @@ def test_the_forms_json_builds_an_image_and_the_page_shows_it(
     }  # fmt: skip
     assert {data for kind, data in kinds.values() if kind == "progress"} == {100.0}
     assert kinds["pyramid-scan-zarr-preview"][1].startswith("data:image/png;base64,")
-    assert "**Right**, by `sample`" in kinds["pyramid-scan-zarr-report"][1]
+    assert "**Verified** (sample)" in kinds["pyramid-scan-zarr-report"][1]
     assert [row["shape"] for row in json.loads(kinds["pyramid-scan-zarr-levels"][1])] == [
         "64x64x64", "32x32x32", "16x16x16", "8x8x8",
     ]  # fmt: skip
@@ -128,6 +128,7 @@ def test_a_wrong_request_fails_at_once_with_the_message_of_the_core(
     )
     assert "--edges partial" in done["state"]["message"]
     assert service.tasks(run) == {f"validate {image}": "FAILED"}
+    assert not any("Traceback" in line for line in service.logs(run))
     assert tree(image) == before
 
 
