@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections import Counter
@@ -186,11 +187,9 @@ def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome
     start = time.perf_counter()
     with _cancelled_with_us(runs):
         for image in images:
-            asked = params.params(image.source, image.target)
+            asked = params.params(image.source, image.target).model_dump()
             run: Any = run_deployment(
-                str(params.deployment),
-                parameters=asked.model_dump(exclude_defaults=True),
-                timeout=0,
+                str(params.deployment), parameters=_filled_in(asked), timeout=0
             )
             runs[run.id] = image
         while runs:
@@ -203,6 +202,12 @@ def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome
                     yield _outcome(runs.pop(number), outcome, note, seconds)
             if runs:
                 time.sleep(POLL_SECONDS)
+
+
+def _filled_in(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters as the form sends them: all, or the deployment's own would count."""
+    form = inspect.signature(build_pyramid.fn).parameters
+    return {name: form[name].default if v is None else v for name, v in asked.items()}
 
 
 def _state(run: UUID) -> State | None:

@@ -427,7 +427,10 @@ def test_an_inbox_in_a_bucket_is_swept(inbox: Path, tmp_path: Path, bucket: str)
 def deployment(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A deployment of the flow, without a worker: who runs it is played by the test."""
     monkeypatch.setattr(module, "POLL_SECONDS", 0.1)
-    made: Any = pyramid_flow.to_deployment("handed", entrypoint_type=EntrypointType.MODULE_PATH)
+    own = {"edges": "exact", "target": "elsewhere", "max_levels": 2}
+    made: Any = pyramid_flow.to_deployment(
+        "handed", parameters=own, entrypoint_type=EntrypointType.MODULE_PATH
+    )
     return made.apply()
 
 
@@ -463,10 +466,24 @@ def test_a_deployment_builds_the_images_of_a_sweep(
             "source": f"{inbox}/{name}",
             "target": f"{tmp_path}/outbox/{name}",
             "step": [2, 4],
+            "max_levels": 0,
+            "method": "mean",
             "edges": "partial",
+            "chunks": [],
+            "shards": [],
+            "compression": "source",
+            "ngff_version": "auto",
+            "axes": "",
+            "voxel_size": [],
+            "unit": "",
             "existing": "replace",
+            "verify": "sample",
+            "memory_limit": "2GB",
             "workers": 1,
-        }
+            "dask_address": "",
+            "test_image": "none",
+            "test_shape": [256, 256, 256],
+        }  # what the sweep asks, whatever the deployment has of its own
         for name in ("b.zarr", "day 1/a.zarr")
     }
     assert not (tmp_path / "outbox").exists()
