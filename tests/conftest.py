@@ -16,6 +16,9 @@ from hypothesis import settings
 from tests.images import Pyramids
 from tests.service import Service, running_service
 
+collect_ignore = ["saboteur", "watcher"]
+"""Folders that tests put on the PYTHONPATH of other processes, each with a sitecustomize."""
+
 # How long an example takes says nothing of a claim: the first one may compile a kernel.
 settings.register_profile("claims", deadline=None)
 settings.load_profile("claims")
