@@ -130,11 +130,11 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
     """Build what is missing of a plan by the steps given; raises what ``build_pyramid`` does."""
     start = time.perf_counter()
     targets = [image.target for image in plan.images]
-    log.info("%s", plan.headline)
-    for note in plan.notes:
-        log.info("note: %s", note)
     with own(*targets) as owner, open_executor(plan, executor) as workers:
         left = still_to_build(plan, workers)
+        log.info("%s", plan.headline)
+        for note in plan.notes:
+            log.info("note: %s", note)
         if left is None:
             refresh(plan)
             log.info("%s is there, finished; blocks computed again follow from the source",

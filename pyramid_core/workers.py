@@ -35,14 +35,15 @@ def open_executor(plan: PyramidPlan, executor: Executor | None = None) -> Iterat
                 # Its http port is opened all the same; 8787 may be taken by another cluster.
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             ) as cluster,
-            Client(cluster) as client,
+            Client(cluster, set_as_default=False) as client,
         ):
             yield client.get_executor(pure=False)
     elif plan.dask_address is not None:
         from distributed import Client
 
         try:
-            client = Client(plan.dask_address, timeout=5)
+            # Not the caller's own default: a client that fails would leave Dask's settings changed.
+            client = Client(plan.dask_address, timeout=5, set_as_default=False)
         except (OSError, ValueError) as error:
             reason = str(error).split("\n")[0]
             msg = f"no Dask scheduler answers at {plan.dask_address}: {reason}"
