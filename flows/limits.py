@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 from prefect import runtime
@@ -84,8 +84,7 @@ def limits(plan: PyramidPlan) -> Iterator[None]:
     held: list[str] = []
     with ExitStack() as slots:
         try:
-            if _is_set(STORE_LIMIT):
-                _hold(slots, STORE_LIMIT, None)
+            _hold(slots, STORE_LIMIT, None)
             for name in [key_of(image.target) for image in plan.images]:
                 with get_client(sync_client=True) as client:
                     client.upsert_global_concurrency_limit_by_name(name, 1)
@@ -109,30 +108,27 @@ def _drop(name: str) -> None:
 
     A run that waits for it then goes on without, after the one that held it.
     """
+    limit = _read(name)
+    if limit is not None and limit.active_slots == 0:
+        # Another run may have deleted it in between.
+        with suppress(ObjectNotFound), get_client(sync_client=True) as client:
+            client.delete_global_concurrency_limit_by_name(name)
+
+
+def _read(name: str) -> GlobalConcurrencyLimitResponse | None:
+    """Return a limit, or None where there is none of that name."""
     try:
-        if _read(name).active_slots == 0:
-            with get_client(sync_client=True) as client:
-                client.delete_global_concurrency_limit_by_name(name)
+        with get_client(sync_client=True) as client:
+            return client.read_global_concurrency_limit_by_name(name)
     except ObjectNotFound:
-        return
-
-
-def _is_set(name: str) -> bool:
-    try:
-        _read(name)
-    except ObjectNotFound:
-        return False
-    return True
-
-
-def _read(name: str) -> GlobalConcurrencyLimitResponse:
-    with get_client(sync_client=True) as client:
-        return client.read_global_concurrency_limit_by_name(name)
+        return None
 
 
 def _hold(slots: ExitStack, name: str, seconds: float | None) -> bool:
-    """Hold a slot as soon as one is free; after so many seconds go on without, and return False."""
+    """Hold a slot as soon as one is free; return False where none was in so many seconds."""
     limit = _read(name)
+    if limit is None:
+        return False
     if limit.active_slots >= limit.limit:
         log.info("other runs hold the limit %s; this one waits", name)
     try:

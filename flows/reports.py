@@ -205,7 +205,7 @@ def report(result: BuildResult, picture: bytes | None = None) -> str:
 def _table(result: BuildResult) -> list[str]:
     """Return the levels as a table of Markdown that is narrow enough for the page."""
     columns = ["level", "shape", "voxel size", "MB", "blocks built", "found finished", "seconds"]
-    columns = [*(["image"] if len(result.plan.images) > 1 else []), *columns, "MB/s"]
+    columns = [*(["image"] if result.plan.labels else []), *columns, "MB/s"]
     rows = [{**row, "MB": round(row["bytes"] / 1e6, 3)} for row in level_rows(result)]
     lines = [columns, ["---"] * len(columns), *([str(row[c]) for c in columns] for row in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]

@@ -6,7 +6,6 @@ compared there; files have microseconds.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ import obstore
 import obstore.exceptions
 
 from pyramid_core.errors import LocationError
+from pyramid_core.presence import digest_of, object_hash
 from pyramid_core.stores import Storage, absolute, is_url, local_path, open_storage, shown
 
 if TYPE_CHECKING:
@@ -112,13 +112,13 @@ def last_change(source: str) -> Change:
         for batch in obstore.list(storage.objects):  # type: ignore[arg-type] # open_dated saw to it
             for meta in batch:
                 newest = max(newest, meta["last_modified"])
-                text = f"{meta['path']}\0{meta['size']}\0{meta['e_tag']}\0{meta['last_modified']}"
-                # Objects come in any order, so their hashes are added up.
-                total += int.from_bytes(hashlib.sha256(text.encode()).digest())
+                total += object_hash(
+                    meta["path"], meta["size"], meta["e_tag"], meta["last_modified"]
+                )
     except (OSError, obstore.exceptions.BaseError) as error:
         msg = f"{shown(source)} cannot be listed: {reason_of(error)}"
         raise LocationError(msg) from error
-    return Change(newest if total else None, f"{total % 2**256:064x}")
+    return Change(newest if total else None, digest_of(total))
 
 
 def folders(storage: Storage, path: str) -> list[tuple[str, bool]]:

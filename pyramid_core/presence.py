@@ -114,6 +114,15 @@ def listing_digest(storage: Storage, path: str) -> str | None:
     for item in storage.listing(path):
         if item.key.rpartition("/")[2] in ("zarr.json", ".zarray", ".zattrs"):
             continue
-        text = f"{item.key}\0{item.size}\0{item.mark}".encode()
-        total += int.from_bytes(hashlib.sha256(text).digest())
+        total += object_hash(item.key, item.size, item.mark)
+    return digest_of(total)
+
+
+def object_hash(*told: object) -> int:
+    """Return a number for what a listing tells of one object; those of all are added up."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, told)).encode()).digest())
+
+
+def digest_of(total: int) -> str:
+    """Return the digest that the sum of the numbers of all objects gives, in whatever order."""
     return f"{total % 2**256:064x}"
