@@ -29,8 +29,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(ask: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """Ask again and again until the answer is true, and return it."""
+def until(ask: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
+    """Ask again and again until the answer is true, and return it; patient, for a busy machine."""
     deadline = time.monotonic() + seconds
     while True:
         if answer := ask():
@@ -107,7 +107,7 @@ class Service:
         """Ask the API; again where SQLite was locked, as every client of Prefect's does."""
 
         def answer() -> list[httpx.Response]:
-            found = httpx.request(method, f"{self.url}/{path}", json=body, timeout=30)
+            found = httpx.request(method, f"{self.url}/{path}", json=body, timeout=120)
             return [] if found.status_code == 503 else [found]
 
         (found,) = until(answer, f"{path} answers")
@@ -123,7 +123,7 @@ class Service:
     ) -> str:
         """Start a run as the form does: it always switches the flow's own retries off."""
         deployment = self.deployment(name)
-        # Silence is called a crash after 45 s here, so every run is heard of more often.
+        # Silence is called a crash after 75 s here, so every run is heard of more often.
         quick = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
         given = {**deployment["job_variables"].get("env", {}), **quick}
         body = {
@@ -142,7 +142,7 @@ class Service:
     def state(self, run: str) -> str:
         return str(self.flow_run(run)["state"]["type"])
 
-    def wait(self, run: str, *, seconds: float = 90.0) -> dict[str, Any]:
+    def wait(self, run: str, *, seconds: float = 180.0) -> dict[str, Any]:
         """Wait for a run to end and return it."""
         until(lambda: self.state(run) in FINAL, f"run {run} ends", seconds)
         return self.flow_run(run)
@@ -221,7 +221,7 @@ def running_service(home: Path) -> Iterator[Service]:
                 service.run(*PREFECT, *words[1:])
             else:
                 # A shorter silence than three heartbeats, so that the tests need not wait as long.
-                service.run(sys.executable, *words[1:], "--within", "45")
+                service.run(sys.executable, *words[1:], "--within", "75")
         yield service
     finally:
         kill_group(service.worker, signal.SIGTERM)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,18 +69,16 @@ def test_the_script_stops_when_it_is_told_to_and_can_be_gone_on_with(
     slow = {
         **service.environment,
         "PYTHONPATH": f"{ROOT / 'tests' / 'saboteur'}{os.pathsep}{ROOT}",
-        "SABOTEUR_BLOCK_SECONDS": "0.5",
+        "SABOTEUR_BRAKE": str(tmp_path),  # which stays there
         "PREFECT__FLOW_RUN_ID": "",
     }
     process = subprocess.Popen(
         [*SCRIPT, *words, "--chunks", "4,4,4", "--step", "2,2,2"], cwd=tmp_path, env=slow,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until(lambda: (target / "1").is_dir() and chunk_files(target / "1"), "it builds", 120)
-    start = time.monotonic()
+    until(lambda: (target / "1").is_dir() and chunk_files(target / "1"), "it builds")
     process.send_signal(number)
-    _, told = process.communicate(timeout=30)
-    assert time.monotonic() - start < 15
+    _, told = process.communicate(timeout=180)  # in seconds, but for a busy machine
     assert process.returncode == status, told
     assert "run the same again to go on" in told
     assert attributes(target)["zarr-pyramid-flow"]["state"] == "building"

@@ -13,13 +13,14 @@ if "PREFECT__FLOW_RUN_ID" in os.environ:
     from pyramid_core import execute, layout
 
     layout._WORTHWHILE = 1  # one chunk is one block, so that a small image has many
-    _seconds = float(os.environ.get("SABOTEUR_BLOCK_SECONDS", "0"))
+    _brake = os.environ.get("SABOTEUR_BRAKE", "")
     _fault = os.environ.get("SABOTEUR_FAULT", "")
     _real = execute.build_block
 
     def build_block(job: Any, index: Any, present: Any) -> Any:
-        """Build a block slowly, or fail at level 1 as long as the file of the fault is there."""
-        time.sleep(_seconds)
+        """Build a block slowly, or fail at level 1, as long as the file that says so is there."""
+        if _brake and Path(_brake).exists():
+            time.sleep(2)
         result = _real(job, index, present)
         if _fault and job.level.path == "1" and Path(_fault).exists():
             kind = Path(_fault).read_text()
