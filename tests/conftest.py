@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests.images import Pyramids
+from tests.s3 import running_moto
 from tests.service import Service, running_service
 
 collect_ignore = ["saboteur", "watcher"]
@@ -43,18 +44,10 @@ def served(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The address of a moto server, on loopback and without a log."""
+    """The address of a moto server in a process of its own, on loopback and without a log."""
     pytest.importorskip("moto.server")
-    import logging
-
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with running_moto() as address:
+        yield address
 
 
 @pytest.fixture
