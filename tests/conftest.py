@@ -25,6 +25,17 @@ settings.register_profile("claims", deadline=None)
 settings.load_profile("claims")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the flag of the long campaigns."""
+    parser.addoption("--long", action="store_true", help="run campaigns in their long form")
+
+
+@pytest.fixture(scope="session")
+def long_form(pytestconfig: pytest.Config) -> bool:
+    """Whether campaigns run in their long form."""
+    return bool(pytestconfig.getoption("--long"))
+
+
 class _Silent(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
