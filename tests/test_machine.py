@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import zarr
-from hypothesis import HealthCheck, event, settings
+from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -129,10 +129,22 @@ class Pyramid(RuleBasedStateMachine):
     @rule(
         method=st.sampled_from(["mean", "mean", "max"]),
         existing=st.sampled_from(["resume", "resume", "replace", "fail"]),
-        after=st.integers(0, 40),
+    )
+    def build(self, method: str, existing: str) -> None:
+        """Build to the end."""
+        self.run(method, existing, 0, "")
+
+    @rule(
+        method=st.sampled_from(["mean", "mean", "max"]),
+        existing=st.sampled_from(["resume", "resume", "replace"]),
+        after=st.integers(1, 30),
         moment=st.sampled_from(["", "", "before verify", "before publish", "after publish"]),
     )
-    def build(self, method: str, existing: str, after: int, moment: str) -> None:
+    def build_and_be_killed(self, method: str, existing: str, after: int, moment: str) -> None:
+        """Die after some blocks, or at a moment."""
+        self.run(method, existing, 0 if moment else after, moment)
+
+    def run(self, method: str, existing: str, after: int, moment: str) -> None:
         """Build to the end, or until the kill; refused exactly where the contract says so."""
         asked = Built(method, self.version)
         expected = self.reference(asked)
@@ -154,6 +166,14 @@ class Pyramid(RuleBasedStateMachine):
         self.unfinished, self.published = None, asked
         assert {k: v for k, v in tree(self.target).items() if self.is_ours(k)} == expected
 
+    @precondition(lambda self: self.unfinished or self.published)
+    @rule()
+    def run_the_same_again(self) -> None:
+        """What a person does first after any trouble."""
+        there = self.unfinished or self.published
+        assert there is not None
+        self.run(there.method, "resume", 0, "")
+
     @precondition(lambda self: self.unfinished is not None)
     @rule(where=st.integers(0, 10_000), how=st.sampled_from(["gone", "empty", "temporary"]))
     def crash_of_the_machine(self, where: int, how: str) -> None:
@@ -173,6 +193,7 @@ class Pyramid(RuleBasedStateMachine):
         """Return whether a file belongs to what was given."""
         return self.in_place and path.is_relative_to(self.source / "0")
 
+    @precondition(lambda self: self.unfinished or self.published)
     @rule(voxel=st.tuples(st.integers(0, 31), st.integers(0, 31)))
     def change_of_the_source(self, voxel: tuple[int, int]) -> None:
         """The owner of the source changes a voxel."""
@@ -224,14 +245,16 @@ class Pyramid(RuleBasedStateMachine):
 
 @pytest.mark.timeout(900)
 def test_in_whatever_order_the_image_is_right_or_plainly_unfinished(
-    long_form: bool,
+    monkeypatch: pytest.MonkeyPatch, long_form: bool
 ) -> None:
     """Published implies verified and equal to the reference; the source stays as it was."""
+    monkeypatch.setattr("pyramid_core.layout._WORTHWHILE", 1)  # many blocks in a small image
     run_state_machine_as_test(
         Pyramid,
         settings=settings(
             max_examples=500 if long_form else 15,
             stateful_step_count=10,
             suppress_health_check=[HealthCheck.too_slow],
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink takes many minutes
         ),
     )
