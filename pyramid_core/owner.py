@@ -116,13 +116,37 @@ def _locked(lock: Path, target: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            holder = _holder(descriptor)
             os.close(descriptor)
             msg = f"{target} is being built by {holder}; wait for it, or stop it"
             raise TargetBusyError(msg) from error
         if _same_file(descriptor, lock):
             return descriptor
         os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """Return who holds a lock; for a moment after a kill its file still names the dead."""
+    for _ in range(50):
+        who = os.pread(descriptor, 200, 0).decode(errors="replace")
+        if who and not _is_gone(who):
+            return who
+        time.sleep(0.02)
+    return "another process"
+
+
+def _is_gone(who: str) -> bool:
+    """Return whether this names a process of this machine that is no more."""
+    number, _, host = who.removeprefix("process ").partition(" on ")
+    if host != socket.gethostname() or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def _same_file(descriptor: int, path: Path) -> bool:

@@ -287,6 +287,10 @@ def create_level(plan: PyramidPlan, storage: Storage, level: Level) -> None:
     """Write the metadata of one level, where it is not there yet."""
     import zarr
 
+    attributes = f"{level.path}/.zattrs"
+    if plan.zarr_format == 2 and storage.read(attributes) is None:
+        # zarr writes two objects for an array of Zarr v2; a kill in between must not lose this one.
+        storage.write_json(attributes, {})
     if read_node(storage, level.path) is not None:
         return
     options: dict[str, Any] = {}
