@@ -30,6 +30,9 @@ from pyramid_core.stores import Storage
 FIRST_VOXEL = frozenset({"stride", "nearest", "subsample", "sample", "decimate", "striding"})
 """Names of methods that take the first voxel of a window, so that a level is not shifted."""
 
+AVERAGES = frozenset({"mean", "average", "gaussian", "linear", "local_mean"})
+"""Names of methods whose voxels need not occur in the level before."""
+
 _HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
 
 
@@ -95,11 +98,12 @@ def audit(
     findings += _audit_arrays(storage, multiscales, levels)
     if any(len(level.shape) != len(axes) for level in levels):
         return findings, multiscales, []
+    findings += _audit_told(multiscales, levels)
     findings += _audit_geometry(multiscales, levels, str(entry.get("type", "")))
     if "image-label" not in document:
         findings += _audit_omero(document.get("omero"), multiscales, levels[0])
     else:
-        findings += _audit_image_label(document["image-label"], levels)
+        findings += _audit_image_label(document["image-label"], levels, str(entry.get("type", "")))
     return findings, multiscales, levels
 
 
@@ -207,6 +211,30 @@ def _audit_beside(storage: Storage, paths: list[str]) -> Iterator[Finding]:
             yield _error(found, "is an array that the document does not name: an orphan level")
 
 
+def _audit_told(multiscales: Multiscales, levels: list[ImageInfo]) -> Iterator[Finding]:
+    """What an image of ours tells of its build is what its arrays say."""
+    told = multiscales.identity or {}
+    paths = [level.path for level in levels]
+    if told.get("paths", paths) != paths:
+        yield _error("", f"levels {told['paths']} were built, but the document names {paths}")
+        return
+    given = told.get("given")
+    for number, level in enumerate(levels):
+        said: dict[str, Any] = {
+            "fill_value": level.fill,
+            "chunks": list(level.chunks),
+            "shards": list(level.shards) if level.shards else None,
+        }
+        if not isinstance(given, list) or level.path not in given:
+            said["dtype"] = level.dtype
+        for name, now in said.items():
+            built = told.get(name, now)
+            if name in ("chunks", "shards") and name in told:
+                built = built[number] if isinstance(built, list) and number < len(built) else built
+            if built != now:
+                yield _error(level.path, f"has {name.replace('_', ' ')} {now}, built was {built}")
+
+
 def _audit_geometry(
     multiscales: Multiscales, levels: list[ImageInfo], method: str
 ) -> Iterator[Finding]:
@@ -290,7 +318,9 @@ def _audit_channel(number: int, channel: dict[str, Any]) -> Iterator[Finding]:
         yield _error("", f"channel {number} has min, start, end, max {values}, not ascending")
 
 
-def _audit_image_label(label: Any, levels: list[ImageInfo]) -> Iterator[Finding]:
+def _audit_image_label(label: Any, levels: list[ImageInfo], method: str) -> Iterator[Finding]:
+    if method.lower() in AVERAGES:
+        yield _warning("", f"levels of labels are by {method}, which gives labels that nobody drew")
     if any(level.dtype[1] not in "iu" for level in levels):
         yield _error("", f"a label image holds integers, not {levels[0].dtype}")
     if not isinstance(label, dict):

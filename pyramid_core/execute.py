@@ -14,16 +14,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyramid_core.arrays import open_array, with_padding
 from pyramid_core.errors import (
+    GO_ON,
     BuildError,
+    PyramidError,
     SourceError,
     StoppedError,
     is_transient,
+    reason_and_remedy,
 )
 from pyramid_core.grid import (
     Grid,
@@ -31,6 +35,7 @@ from pyramid_core.grid import (
     Shape,
     finer_region,
     multiply,
+    pieces,
     region_shape,
     shift,
 )
@@ -38,8 +43,11 @@ from pyramid_core.image import fill_scalar
 from pyramid_core.job import BlockResult, LevelJob, level_job, this_process
 from pyramid_core.kernels import reduce_block
 from pyramid_core.model import Level, PyramidPlan
+from pyramid_core.needs import needed_units, source_presence, target_presence, units_of
 from pyramid_core.presence import Mask, Presence
-from pyramid_core.stores import Storage, open_array, open_storage, with_padding
+from pyramid_core.remote import asked
+from pyramid_core.stores import Storage, is_url, open_storage, shown
+from pyramid_core.swollen import refuse_swollen
 from pyramid_core.workers import in_flight, is_cluster, warnings_heard
 
 if TYPE_CHECKING:
@@ -51,21 +59,6 @@ Array = np.ndarray[Any, Any]
 
 _stopped: set[str] = set()
 """Tokens of jobs that shall end; seen by the threads of this process only."""
-
-
-def source_presence(job: LevelJob) -> Presence | None:
-    """Return what is stored of the array that is reduced; None if it cannot be listed."""
-    storage = open_storage(job.source[0])
-    if not storage.listable:
-        return None
-    grid = Grid(job.finer_shape, job.stored)
-    return Presence(storage, job.source[1], grid, job.key_prefix, job.separator)
-
-
-def target_presence(plan: PyramidPlan, level: Level) -> Presence:
-    """Return what is stored of a level that this plan writes."""
-    prefix = "c" if plan.zarr_format == 3 else ""
-    return Presence(open_storage(plan.target), level.path, level.units, prefix, "/")
 
 
 def build_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult:
@@ -90,7 +83,11 @@ def write_block(job: LevelJob, index: Shape, voxels: Array) -> None:
     """Write the voxels of one block, padded with fill to whole write units."""
     region = job.level.blocks.region(index)
     padded = tuple(slice(r.start, r.start + n) for r, n in zip(region, voxels.shape, strict=True))
-    _opened(job.token, *job.target, padded=True)[padded] = voxels
+
+    def write() -> None:
+        _opened(job.token, *job.target, padded=True)[padded] = voxels
+
+    asked(shown(job.target[0]), write)
 
 
 def background_block(job: LevelJob, index: Shape) -> Array:
@@ -113,22 +110,56 @@ def check_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResul
         try:
             expected = compute_block(job, index, present)[inside]
         except Exception as error:
-            if isinstance(error, StoppedError) or is_transient(error):
+            if isinstance(error, PyramidError) or is_transient(error):
                 raise
-            fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            fault = _fault(error)
         else:
             equal = _is_stored(job, region, expected)
     return BlockResult(index, time.perf_counter() - start, this_process(), equal, fault)
 
 
+def read_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult:  # noqa: ARG001 - a task's form
+    """Decode one block and keep nothing of it; what cannot be decoded is a finding."""
+    start = time.perf_counter()
+    fault = ""
+    region = job.level.blocks.region(index)
+    with _slot(job):
+        try:
+            array = _opened(job.token, *job.source, padded=False)
+            for tile in Grid(job.level.shape, job.level.tile).within(region):
+                _read(job.source[0], array, tile)
+        except Exception as error:
+            if isinstance(error, PyramidError) or is_transient(error):
+                raise
+            fault = _fault(error)
+    return BlockResult(index, time.perf_counter() - start, this_process(), not fault, fault)
+
+
+def _read(location: str, array: zarr.Array[Any], region: Region) -> Array:
+    refuse_swollen(array, region)
+    return asked(shown(location), lambda: np.asarray(array[region]))
+
+
+def _fault(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _is_stored(job: LevelJob, region: Region, expected: Array) -> bool:
-    try:
-        stored = np.asarray(_opened(job.token, *job.target, padded=False)[region])
-    except Exception as error:
-        if is_transient(error):
-            raise
-        return False  # a chunk that cannot be decoded is a wrong chunk
-    return np.ascontiguousarray(expected).tobytes() == stored.tobytes()
+    arrays = [partial(_opened, job.token, *job.target, padded=False)]
+    if is_url(job.target[0]):
+        # What differs may have been answered to be missing, so it is read again.
+        arrays.append(partial(_opened_surely, job.token, *job.target))
+    for opened in arrays:
+        try:
+            array = opened()
+            stored = _read(job.target[0], array, region)
+        except Exception as error:
+            if isinstance(error, PyramidError) or is_transient(error):
+                raise
+            return False  # a chunk that cannot be decoded is a wrong chunk
+        if _same_bits(expected, stored):
+            return True
+    return False
 
 
 def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
@@ -148,7 +179,7 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
         cells = shift(stored.touched(fine), tuple(axis.start for axis in first))
         if present is not None and job.skips and not present[cells].any():
             return
-        voxels = np.asarray(source[fine])
+        voxels = _read(job.source[0], source, fine)
         if present is not None:
             voxels = _sure(job, voxels, fine, present[cells])
         block[shift(tile, origin)] = reduce_block(voxels, level.step, job.method)
@@ -167,28 +198,45 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
 def _sure(job: LevelJob, voxels: Array, fine: Region, present: Mask) -> Array:
     """Return the voxels, sure that nothing which the listing showed was read as background.
 
-    zarr returns fill for a chunk that is not found. So where a listed object reads as nothing but
-    fill, it is asked for by name, and read again; the first voxel settles it for nearly all.
+    zarr returns fill for a chunk that is not found. So where a listed object, or of an object store
+    a chunk of a listed shard, reads as nothing but fill, it is asked for by name, and read again;
+    the first voxel settles it for nearly all.
     """
+    away = is_url(job.source[0])
     stored = Grid(job.finer_shape, job.stored)
-    fill = fill_scalar(job.fill, job.dtype).tobytes()
+    surely = _opened_surely(job.token, *job.source) if away else None
+    whole = surely.chunks if surely else job.stored
     first = tuple(axis.start for axis in stored.touched(fine))
     for region in stored.within(fine):
         cell = tuple(axis.start for axis in stored.touched(region))
         if not present[tuple(c - f for c, f in zip(cell, first, strict=True))]:
             continue
         part = voxels[shift(region, tuple(axis.start for axis in fine))]
-        if part[(0,) * part.ndim].astype(job.dtype).tobytes() != fill:
-            continue
-        if part.astype(job.dtype).tobytes() == fill * part.size:
+        inside = Grid(job.finer_shape, whole).within(region)
+        start = tuple(axis.start for axis in region)
+        if any(_is_fill(job, part[shift(chunk, start)]) for chunk in inside):
             key, storage = _key(job, cell), _storage(job.token, job.source[0])
             if not storage.exists(key):
                 msg = f"{key} was listed but could not be found when it was read"
                 raise SourceError(msg)
             log.warning("%s was listed but read as nothing, so it was read again", key)
-            again = _opened(job.token, *job.source, padded=False)[region]
-            voxels[shift(region, tuple(axis.start for axis in fine))] = again
+            again = surely or _opened(job.token, *job.source, padded=False)
+            voxels[shift(region, tuple(axis.start for axis in fine))] = again[region]
     return voxels
+
+
+def _is_fill(job: LevelJob, voxels: Array) -> bool:
+    fill = np.broadcast_to(fill_scalar(job.fill, job.dtype).astype(voxels.dtype), voxels.shape)
+    first = (0,) * voxels.ndim
+    return voxels[first].tobytes() == fill[first].tobytes() and _same_bits(voxels, fill)
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    """Compare bit for bit; in pieces, since a block may take all the memory that there is."""
+    most = 2**22 // a.itemsize
+    return a.shape == b.shape and all(
+        a[piece].tobytes() == b[piece].tobytes() for piece in pieces(a.shape, most)
+    )
 
 
 def _key(job: LevelJob, cell: Shape) -> str:
@@ -207,6 +255,11 @@ def _opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array
     with _opening:
         array = open_array(open_storage(location), path, writable=padded)
         return with_padding(array) if padded else array
+
+
+@lru_cache(maxsize=32)
+def _opened_surely(token: str, location: str, path: str) -> zarr.Array[Any]:  # noqa: ARG001 - the token keeps jobs apart
+    return open_array(open_storage(location), path, surely=True)
 
 
 _opening = threading.RLock()
@@ -272,7 +325,8 @@ def _finished(job: LevelJob, pending: dict[Future[BlockResult], Shape]) -> Itera
             region = job.level.blocks.region(index)
             at = ", ".join(f"{axis.start}:{axis.stop}" for axis in region)
             cause = str(error).split("\n")[0][:300] or type(error).__name__
-            msg = f"level {job.level.path}, voxels [{at}]: {type(error).__name__}: {cause}"
+            cause = reason_and_remedy(error, GO_ON) or f"{type(error).__name__}: {cause}"
+            msg = f"level {job.level.path}, voxels [{at}]: {cause}"
             raise BuildError(msg) from error
         yield result
 
@@ -320,38 +374,6 @@ class LevelRun:
                 self.found += 1
             else:
                 yield index, present
-
-
-def units_of(level: Level, index: Shape) -> Region:
-    """Return the range of write units that a block consists of."""
-    return level.units.touched(level.blocks.region(index))
-
-
-def needed_units(
-    plan: PyramidPlan, job: LevelJob, source: Presence | None, index: Shape
-) -> tuple[Mask, Mask | None]:
-    """Return which write units of a block have source data, and what of the source is stored.
-
-    Where a window of background does not give background, or the source cannot be listed, every
-    unit is needed.
-    """
-    level = job.level
-    region = level.blocks.region(index)
-    counts = region_shape(level.units.touched(region))
-    stored = Grid(job.finer_shape, job.stored)
-    if source is None:
-        return np.ones(counts, bool), None
-    cells = stored.touched(finer_region(region, level.step, job.finer_shape))
-    # Of the source, an object of zero bytes is damage that reading it will show, not background.
-    present = source.listed(cells)
-    if plan.background is None or present.all():
-        return np.ones(counts, bool), present
-    need = np.zeros(counts, bool)
-    origin = tuple(axis.start for axis in cells)
-    for unit, part in zip(np.ndindex(*counts), level.units.within(region), strict=True):
-        fine = finer_region(part, level.step, job.finer_shape)
-        need[unit] = present[shift(stored.touched(fine), origin)].any()
-    return need, present
 
 
 def run_level(plan: PyramidPlan, level: Level, executor: Executor) -> LevelRun:

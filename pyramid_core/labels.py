@@ -26,6 +26,8 @@ class LabelImage:
     """Its document."""
     levels: list[ImageInfo]
     """What its levels say of themselves."""
+    in_zip: bool = False
+    """Whether it lies inside a zip, where no location leads; its levels count from the root."""
 
 
 def _error(where: str, message: str) -> Finding:
@@ -86,7 +88,7 @@ def _audit_label(
         return [_error("labels", f"label {name!r} leads out of the image")], None
     location = join(storage.location, at)
     try:
-        labels = open_storage(location)
+        labels = _inside(storage, at)
         node = read_node(labels, "")
     except (OSError, ValueError) as error:
         # A LocationError, or a name that no file can have.
@@ -99,7 +101,16 @@ def _audit_label(
     if own is None or not own_levels:
         return findings, None
     findings += _compare_label(at, multiscales, levels, own, own_levels)
+    if storage.is_zip:
+        own_levels = [replace(level, path=f"{at}/{level.path}") for level in own_levels]
+        return findings, LabelImage(storage.location, own, own_levels, in_zip=True)
     return findings, LabelImage(location, own, own_levels)
+
+
+def _inside(storage: Storage, at: str) -> Storage:
+    if storage.is_zip:
+        return replace(storage, archive=f"{storage.archive}{at}/")
+    return open_storage(join(storage.location, at))
 
 
 def _audit_source(at: str, document: dict[str, Any]) -> Iterator[Finding]:

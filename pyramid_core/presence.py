@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from pyramid_core.errors import PlaceError
 from pyramid_core.grid import Grid, Region, Shape
-from pyramid_core.stores import Storage
+from pyramid_core.stores import Storage, StoredObject, join, shown
 
 _SLAB = 2**22
 """Chunks that one listing may tell of; what is present of a larger grid is listed in parts."""
 
+_MOST_SLABS = 2**14
+"""Slabs that are kept, however small they are."""
+
 _WHOLE, _HOLLOW = 1, 2
 """What is noted of a stored object; 0 where there is none."""
+
+METADATA = frozenset({"zarr.json", ".zarray", ".zattrs"})
+"""Objects of an array that are no chunks."""
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -43,7 +52,7 @@ class Presence:
             and math.prod(self._counts[self._depth :]) > _SLAB
         ):
             self._depth += 1
-        self._slab = lru_cache(maxsize=max(8, self._kept()))(self._list_slab)
+        self._slab = lru_cache(maxsize=min(max(8, self._kept()), _MOST_SLABS))(self._list_slab)
 
     def _kept(self) -> int:
         """Return how many slabs are kept: as many cells as four of the largest would have."""
@@ -70,24 +79,59 @@ class Presence:
         window = np.zeros([axis.stop - axis.start for axis in cells], np.uint8)
         for index in np.ndindex(*(axis.stop - axis.start for axis in outer)):
             at = tuple(int(i) + axis.start for i, axis in zip(index, outer, strict=True))
-            window[index] = self._slab(at)[inner]
+            slab = self._slab(at)
+            if isinstance(slab, dict):
+                ranges = [range(axis.start, axis.stop) for axis in inner]
+                states = [slab.get(cell, 0) for cell in itertools.product(*ranges)]
+                window[index] = np.reshape(states, [len(cells) for cells in ranges])
+            else:
+                window[index] = slab[inner]
         return window
+
+    def objects(self) -> Iterator[tuple[str, Shape | None, int]]:
+        """Yield key, cell and bytes of every stored object; no cell where it is no chunk."""
+        start = self._root + self._prefix
+        for item in self._storage.listing(self._root.rstrip("/")):
+            if item.key.removeprefix(self._root) not in METADATA:
+                inside = item.key.startswith(start)
+                cell = self._cell(item.key.removeprefix(start)) if inside else None
+                yield item.key, cell, item.size
 
     def key(self, cell: Shape) -> str:
         """Return the key of one stored object."""
         return self._root + self._prefix + self._separator.join(map(str, cell))
 
-    def _list_slab(self, at: Shape) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        slab = np.zeros(self._counts[self._depth :], np.uint8)
+    def _list_slab(self, at: Shape) -> Any:
+        """Return the states of a slab; only of what is stored, where metadata tells of too much."""
+        counts = self._counts[self._depth :]
+        slab: Any = np.zeros(counts, np.uint8) if math.prod(counts) <= 16 * _SLAB else {}
         start = self._root + self._prefix
         # "c." is no place: object stores list by whole path segments.
         place = start + "".join(f"{i}/" for i in at) if self._separator == "/" else self._root
-        for item in self._storage.listing(place.rstrip("/")):
+        for item in self._storage.listing(place.rstrip("/"), odd=True):
             cell = self._cell(item.key.removeprefix(start)) if item.key.startswith(start) else None
+            if item.odd or cell is None:
+                self._refuse_odd(item, place.rstrip("/"))
             # An object of zero bytes is what a power loss leaves of a chunk: it counts as missing.
             if cell is not None and cell[: self._depth] == at:
                 slab[cell[self._depth :]] = _WHOLE if item.size > 0 else _HOLLOW
         return slab
+
+    def _refuse_odd(self, item: StoredObject, place: str) -> None:
+        """Refuse what lies in the place of chunks and is no object: it is not background."""
+        start = self._root + self._prefix
+        depth = len(self._counts) if self._separator == "/" else 1
+        name = "/".join(item.key.removeprefix(start).split("/")[:depth])
+        found, at = item.odd or "a folder", start + name
+        if item.key == place and found != "a folder":
+            at = place
+        elif not item.key.startswith(start) or self._cell(name) is None:
+            return
+        msg = (
+            f"{shown(join(self._storage.location, at))} is {found} where chunks are stored; "
+            f"remove it, or put back what was there"
+        )
+        raise PlaceError(msg)
 
     def _cell(self, key: str) -> Shape | None:
         parts = key.split(self._separator)
@@ -100,22 +144,6 @@ class Presence:
 def _is_number(text: str) -> bool:
     """Return whether a text is a number as keys have it: ``01`` belongs to someone else."""
     return text.isdecimal() and text.isascii() and (text == "0" or text[0] != "0")
-
-
-def listing_digest(storage: Storage, path: str) -> str | None:
-    """Return a digest of the chunks below a path: key, size, and time or etag of each.
-
-    The objects may come in any order: their hashes are added up. None where nothing can be listed.
-    Metadata is left out; what of it matters is in the plan.
-    """
-    if not storage.listable:
-        return None
-    total = 0
-    for item in storage.listing(path):
-        if item.key.rpartition("/")[2] in ("zarr.json", ".zarray", ".zattrs"):
-            continue
-        total += object_hash(item.key, item.size, item.mark)
-    return digest_of(total)
 
 
 def object_hash(*told: object) -> int:

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import obstore.exceptions
 
-from pyramid_core.errors import LocationError
-from pyramid_core.grid import Shape
+from pyramid_core.arrays import open_array
+from pyramid_core.errors import LocationError, PyramidError, system_errors
+from pyramid_core.grid import Shape, times
 from pyramid_core.image import AXIS_TYPES, Axis, Codec, Fill, ImageInfo
 from pyramid_core.kernels import MAX_AXES
-from pyramid_core.ngff import RECORD, Dataset, Multiscales, document_of, parse_multiscales
+from pyramid_core.ngff import Dataset, Multiscales, document_of, parse_multiscales
+from pyramid_core.record import record_of
 from pyramid_core.stores import (
     Storage,
     absolute,
+    is_linked,
     join,
-    open_array,
     open_storage,
     shown,
     split,
@@ -69,18 +70,14 @@ def open_image(location: str) -> Image:
         LocationError: If there is no such image; says what was found there.
     """
     location = absolute(location)
-    storage = open_storage(location)
-    try:
+    with system_errors(LocationError, f"{shown(location)} cannot be read"):
+        storage = open_storage(location)
         node = read_node(storage, "")
         if node is None:
             raise LocationError(_nothing(storage))
-    except obstore.exceptions.BaseError as error:
-        reason = str(error).splitlines()[0].partition(": <")[0]
-        msg = f"{shown(location)} cannot be read: {reason}"
-        raise LocationError(msg) from error
-    if node.kind == "array":
-        return Image(_open_lone_array(storage))
-    return Image(_open_group(storage, node))
+        if node.kind == "array":
+            return Image(_open_lone_array(storage))
+        return Image(_open_group(storage, node))
 
 
 def open_level(storage: Storage, path: str) -> ImageInfo:
@@ -136,8 +133,7 @@ def _open_lone_array(storage: Storage) -> ImageInfo:
     group = read_node(around, "") if around.objects is not None else None
     if group is None or group.kind != "group":
         return _bare(storage, "", in_group=False)
-    record = group.attributes.get(RECORD)
-    if isinstance(record, dict):
+    if record := record_of(group.attributes, shown(parent)):
         _refuse_unfinished(record, around, name)
     multiscales = parse_multiscales(group.attributes)
     if multiscales is None:
@@ -152,8 +148,7 @@ def _open_lone_array(storage: Storage) -> ImageInfo:
 
 def _refuse_unfinished(record: dict[str, Any], storage: Storage, name: str = "") -> None:
     """Refuse what a build that is not finished has written; the base that it is given is whole."""
-    paths = (record.get("plan") or {}).get("paths") or [name]
-    if record.get("in_place") and name in ("", paths[0]):
+    if record.get("in_place") and name in ("", record["plan"]["paths"][0]):
         return
     what = "a test image" if "phantom" in record else "an image"
     msg = (
@@ -164,8 +159,7 @@ def _refuse_unfinished(record: dict[str, Any], storage: Storage, name: str = "")
 
 
 def _open_group(storage: Storage, node: Node) -> ImageInfo:
-    record = node.attributes.get(RECORD)
-    if isinstance(record, dict):
+    if record := record_of(node.attributes, shown(storage.location)):
         _refuse_unfinished(record, storage)
     multiscales = parse_multiscales(node.attributes)
     if multiscales is not None:
@@ -175,10 +169,8 @@ def _open_group(storage: Storage, node: Node) -> ImageInfo:
         bare = _bare(storage, "0", in_group=not storage.is_zip)
         return replace(bare, labels_fault=_labels_fault(storage))
     place = shown(storage.location)
-    document = document_of(node.attributes)
-    if "plate" in document or "well" in document:
-        kind = "plate" if "plate" in document else "well"
-        msg = f"{place} is a {kind} of several images; give one of them, like {place}/A/1/0"
+    if said := container(storage, node):
+        msg = said
     elif base is not None:
         msg = f"{place} holds several images or groups; give one of them, like {place}/0"
     else:
@@ -189,6 +181,27 @@ def _open_group(storage: Storage, node: Node) -> ImageInfo:
             + (f"; if one is the image, give {place}/{found.split(', ')[0]}" if found else "")
         )
     raise LocationError(msg)
+
+
+def container(storage: Storage, node: Node) -> str:
+    """Say what a group holds that is no image but has images in it; nothing of another group."""
+    document = document_of(node.attributes)
+    if document.get("multiscales"):
+        return ""
+    place = shown(storage.location)
+    if "bioformats2raw.layout" in document:
+        return (
+            f"{place} is made by bioformats2raw and holds several images or groups; "
+            f"give one of them, like {place}/0"
+        )
+    for kind, members, example in (("plate", "wells", "A/1"), ("well", "images", "0")):
+        if kind in document:
+            held = document[kind].get(members) if isinstance(document[kind], dict) else None
+            first = held[0] if isinstance(held, list) and held else None
+            path = first.get("path", example) if isinstance(first, dict) else example
+            one = f"{place}/{path}" + ("/0" if kind == "plate" else "")
+            return f"{place} is a {kind} of several images; give one of them, like {one}"
+    return ""
 
 
 def _described(
@@ -224,7 +237,13 @@ def _labels_fault(storage: Storage) -> str:
     listed = document_of(group.attributes).get("labels") if group else None
     held = [n for n in storage.names("labels") if not n.startswith((".z", "zarr.json"))]
     if held and not isinstance(listed, list):
-        return f"labels/ holds {', '.join(held[:5])} but has no list of the names of its labels"
+        return (
+            f"labels/ holds {', '.join(held[:5])} but has no list of the names of its labels, so "
+            f"no validator would take the image"
+        )
+    for name in listed if isinstance(listed, list) else ():
+        if isinstance(name, str) and is_linked(storage.location, f"labels/{name}"):
+            return f"labels/{name} is a link, and what lies elsewhere is not ours to change"
     return ""
 
 
@@ -296,6 +315,8 @@ def _open(storage: Storage, path: str) -> zarr.Array[Any]:
     except FileNotFoundError as error:
         msg = f"{shown(storage.location)}: there is no array at {path!r}, which its metadata names"
         raise LocationError(msg) from error
+    except PyramidError:
+        raise  # the store could not be asked
     except Exception as error:  # zarr refuses bad metadata with many kinds of error
         reason = " ".join(str(error).split())[:200]
         msg = f"{place}: the array's metadata cannot be used: {type(error).__name__}: {reason}"
@@ -303,8 +324,9 @@ def _open(storage: Storage, path: str) -> zarr.Array[Any]:
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         msg = f"{place} is of type {array.dtype}; bool, integers and floats up to 64 bits are built"
         raise LocationError(msg)
-    if not 1 <= array.ndim <= MAX_AXES or 0 in array.shape or 0 in chunks:
-        msg = f"{place} has shape {array.shape}; an image has 2 to 5 axes, none of length zero"
+    if not 1 <= array.ndim <= MAX_AXES or not all(0 < n < 2**62 for n in (*array.shape, *chunks)):
+        shape = f"{times(array.shape)} in chunks of {times(chunks)}"[:200]
+        msg = f"{place} is of {shape}; an image has 2 to 5 axes, none of length zero or above 2^62"
         raise LocationError(msg)
     return array
 

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, NoReturn, get_args
+
+import obstore.exceptions
 
 from pyramid_core.audit import Finding, audit
-from pyramid_core.errors import DefectError, LocationError, RequestError, TargetError
-from pyramid_core.execute import (
-    check_block,
-    needed_units,
-    run_blocks,
-    source_presence,
-    target_presence,
-    units_of,
-)
+from pyramid_core.changes import reason_of
+from pyramid_core.decode import Wanted, decode_level
+from pyramid_core.errors import DefectError, LocationError, RequestError, TargetError, system_errors
 from pyramid_core.grid import Region, Shape, times
 from pyramid_core.image import ImageInfo
-from pyramid_core.job import LevelJob, level_job
 from pyramid_core.labels import LabelImage, audit_labels
 from pyramid_core.layout import Work, cut_level
 from pyramid_core.model import Level, PyramidPlan
-from pyramid_core.ngff import RECORD, Multiscales
-from pyramid_core.params import METHODS, Edges, PyramidParams, VerifyMode
+from pyramid_core.ngff import RECORD, Multiscales, document_of
+from pyramid_core.origin import changes_between, look_at
+from pyramid_core.params import METHODS, Edges, PyramidParams, VerifyMode, cpus
 from pyramid_core.plan import background_of, plan_pyramid
-from pyramid_core.presence import Mask
-from pyramid_core.reader import open_image, read_node
-from pyramid_core.stores import Storage, absolute, is_url, join, local_path, open_storage, shown
-from pyramid_core.workers import in_flight, open_executor
-from pyramid_core.writer import finished_attributes, published, source_digest
-
-SAMPLE = 50
-"""``sample`` computes one block in this many again, and the first and the last of every level."""
-
-
-MOST_FINDINGS = 20
-"""Of one level; a level that is lost as a whole must not fill the memory and the report."""
+from pyramid_core.reader import Node, container, open_image, open_level, read_node
+from pyramid_core.stores import (
+    Storage,
+    absolute,
+    is_url,
+    join,
+    local_path,
+    open_storage,
+    shown,
+    split,
+)
+from pyramid_core.voxels import (
+    Checked,
+    check_voxels,
+    count_blocks,
+    only_lacks,
+    remove_wrong,
+    voxel_findings,
+)
+from pyramid_core.workers import default_executor
+from pyramid_core.writer import finished_attributes, published
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Verification:
     """Blocks that were computed again and compared."""
     blocks: int
     """Blocks in all."""
+    decoded: int = 0
+    """Stored objects that were only decoded, for nobody knows what they should hold."""
 
     @property
     def ok(self) -> bool:
@@ -69,24 +75,18 @@ class Verification:
     def verdict(self) -> str:
         """What was found, in one line."""
         right = "has right metadata" if self.mode == "none" else "is right"
+        if not self.blocks and self.mode != "none":
+            right = "has right metadata and can be read"
         verdict = right if self.ok else "is WRONG"
         checked = f"{self.blocks_checked:,} of {self.blocks:,} blocks computed again"
+        if self.decoded:
+            checked += f", {self.decoded:,} stored objects decoded"
         return f"{shown(self.location)} {verdict} ({self.mode}: {checked})"
 
     def __str__(self) -> str:
         """Return what ``pyramid verify`` prints."""
         details = [*self.levels, *self.findings]
         return "\n".join([self.verdict, *(f"  {line}" for line in details)])
-
-
-@dataclass(slots=True)
-class _Checked:
-    """What computing the voxels of one image again found."""
-
-    plan: PyramidPlan
-    wrong: dict[int, dict[Shape, str]]
-    """Per level, the blocks that are wrong, and why they could not be computed if so."""
-    checked: int = 0
 
 
 def gate(plan: PyramidPlan, workers: Executor) -> Verification:
@@ -97,22 +97,22 @@ def gate(plan: PyramidPlan, workers: Executor) -> Verification:
             run builds just them.
     """
     if plan.verify == "none":
-        return Verification(plan.target, "none", (), (), 0, sum(_count(p) for p in plan.images))
+        blocks = sum(map(count_blocks, plan.images))
+        return Verification(plan.target, "none", (), (), 0, blocks)
     findings: list[Finding] = []
     for image in plan.images:
         storage, attributes = open_storage(image.target), finished_attributes(image)
         found, _, _ = audit(storage, attributes, base_has_names=not image.in_place)
         findings += found
-        record = _recorded_digest(image)
-        if record != source_digest(image):
-            message = "the source has changed while the image was built"
+        if changed := changes_between(_recorded_source(image), look_at(image.source)):
+            message = f"the source has changed while the image was built ({changed})"
             findings.append(Finding("error", "", message))
-    voxels = [_check_voxels(image, plan.verify, workers) for image in plan.images]
+    voxels = [check_voxels(image, plan.verify, workers) for image in plan.images]
     lines = [_line(level) for image in plan.images for level in image.levels]
     verification = _verification(plan.target, plan.verify, findings, lines, voxels)
     if not verification.ok:
         for part in voxels:
-            _remove_wrong(part)
+            remove_wrong(part)
         msg = f"the gate found the image to be wrong, so it is not published:\n{verification}"
         raise DefectError(msg)
     return verification
@@ -129,31 +129,40 @@ def still_to_build(plan: PyramidPlan, workers: Executor) -> PyramidPlan | None:
         TargetError: If something is there that is not ours to touch, or that does not follow from
             this source; nothing was written.
     """
-    there = published(plan)
-    if any(any(_check_voxels(image, "none", workers).wrong.values()) for image in there):
+    there, lacking = published(plan), False
+    for image in there:
+        found = check_voxels(image, "none", workers)
+        if any(found.wrong.values()) and not only_lacks(found):
+            _refuse_other_source(found)
+        lacking = lacking or any(found.wrong.values())
+    if lacking:
         return replace(plan, verify="full")
     for image in there:
-        mode: VerifyMode = "full" if plan.verify == "full" else "sample"
-        found = _check_voxels(image, mode, workers)
+        found = check_voxels(image, "full" if plan.verify == "full" else "sample", workers)
         if any(found.wrong.values()):
-            first = str(next(_findings(found, image.target)))
-            msg = (
-                f"{shown(image.target)} holds a finished image that does not follow from this "
-                f"source ({first}): the source has changed since, or the image was damaged; "
-                f"--existing replace builds it anew"
-            )
-            raise TargetError(msg)
+            _refuse_other_source(found)
     if there == plan.images:
         return None
     return replace(plan, verify="full") if there else plan
 
 
+def _refuse_other_source(found: Checked) -> NoReturn:
+    place = shown(found.plan.target)
+    first = next(voxel_findings(found, found.plan.target))
+    msg = (
+        f"{place} holds a finished image that does not follow from this source ({first}): the "
+        f"source has changed since, or the image was damaged; --existing replace builds it anew"
+    )
+    raise TargetError(msg)
+
+
 def _verification(
     location: str, mode: VerifyMode, findings: list[Finding], lines: list[str],
-    voxels: list[_Checked],
+    voxels: list[Checked],
 ) -> Verification:  # fmt: skip
-    found = [finding for part in voxels for finding in _findings(part, location)]
-    checked, blocks = sum(part.checked for part in voxels), sum(_count(p.plan) for p in voxels)
+    found = [finding for part in voxels for finding in voxel_findings(part, location)]
+    checked = sum(part.checked for part in voxels)
+    blocks = sum(count_blocks(part.plan) for part in voxels)
     return Verification(location, mode, (*findings, *found), tuple(lines), checked, blocks)
 
 
@@ -177,42 +186,127 @@ def verify_pyramid(
         msg = f"mode is sample, full or none, not {mode!r}"
         raise RequestError(msg)
     location = absolute(location)
-    storage = open_storage(location)
+    with system_errors(TargetError, f"{shown(location)} cannot be read"):
+        storage = open_storage(location)
     try:
-        node = read_node(storage, "")
+        with system_errors(TargetError, f"{shown(location)} cannot be read"):
+            node = read_node(storage, "")
     except LocationError as error:
         # Something is there, but it is broken: a defect, not a wrong question.
         return Verification(location, mode, (Finding("error", "", str(error)),), (), 0, 0)
+    except obstore.exceptions.BaseError as error:
+        msg = f"{shown(location)} cannot be read: {reason_of(error)}"
+        raise LocationError(msg) from error
     if node is None or node.kind != "group":
-        found = "an array" if node else ", ".join(storage.names()[:5]) or "nothing"
-        msg = f"{shown(location)} is no OME-Zarr image: {found} was found there"
-        raise LocationError(msg)
+        raise LocationError(_no_image(storage, node))
+    if said := container(storage, node):
+        raise LocationError(said)
     findings, multiscales, levels = audit(storage, node.attributes)
-    findings += _validators(storage)
+    if multiscales is not None:  # else they would be asked of what we could not read ourselves
+        findings += _validators(storage)
     images = []
+    if multiscales is not None:
+        images.append(LabelImage(location, multiscales, levels or _readable(storage, multiscales)))
     if multiscales is not None and levels:
         of_labels, labels = audit_labels(storage, multiscales, levels)
         findings += of_labels
-        images = [LabelImage(location, multiscales, levels), *labels]
-    lines = [_line(level) for image in images for level in image.levels]
-    if any(finding.severity == "error" for finding in findings):
-        lines.append("voxels were not computed again: the metadata is wrong")
-        return _verification(location, mode, findings, lines, [])
-    told = [image for image in images if _tells_how(image.multiscales)]
-    lines += [f"{image.location}: voxels were not computed again: the document does not say how"
-              for image in images if image not in told]  # fmt: skip
+        images += labels
+    broken = any(finding.severity == "error" for finding in findings)
+    return _look_at_voxels(location, mode, findings, images, executor, broken=broken)
+
+
+def _no_image(storage: Storage, node: Node | None) -> str:
+    """Say what was found where there is no group, and where the image is that it belongs to."""
+    place = shown(storage.location)
+    found = "an array" if node else ", ".join(storage.names()[:5]) or "nothing"
+    msg = f"{place} is no OME-Zarr image: {found} was found there"
+    above = storage.location
+    for _ in range(3 if node else 0):
+        above, _name = split(above)
+        if not above:
+            break
+        with suppress(LocationError, OSError, obstore.exceptions.BaseError):
+            around = read_node(open_storage(above), "")
+            if around is not None and "multiscales" in document_of(around.attributes):
+                return f"{msg}; it belongs to the image {shown(above)}, so give that"
+    return msg
+
+
+def _look_at_voxels(
+    location: str, mode: VerifyMode, findings: list[Finding], images: list[LabelImage],
+    executor: Executor | None, *, broken: bool,
+) -> Verification:  # fmt: skip
+    """Compute voxels again where the document says how; decode the others."""
+    told = [image for image in images if not broken and _tells_how(image)]
     plans = [_plan_again(image.location, image.multiscales, image.levels) for image in told]
-    voxels = []
-    if plans:
-        with open_executor(plans[0], executor) as workers:
-            voxels = [_check_voxels(plan, mode, workers) for plan in plans]
-    return _verification(location, mode, findings, lines, voxels)
+    count = cpus()
+    given = nullcontext(executor) if executor is not None else default_executor(count)
+    with given as workers:
+        voxels = [check_voxels(plan, mode, workers) for plan in plans]
+        stored = [
+            decode_level(level, where, "none" if image in told else mode, wanted, workers, count)
+            for image in images
+            if mode != "none"
+            for level, where, wanted in _arrays(location, image, mode, told=image in told)
+        ]
+    lines = [_line(level) for image in images for level in image.levels]
+    if broken:
+        lines.append("voxels were not computed again: the metadata is wrong")
+    lines += [_unknown(image, mode) for image in images if not broken and image not in told]
+    findings = [*findings, *(finding for found in stored for finding in found.findings())]
+    verification = _verification(location, mode, findings, lines, voxels)
+    return replace(verification, decoded=sum(found.count for found in stored))
 
 
-def _tells_how(multiscales: Multiscales) -> bool:
+def _unknown(image: LabelImage, mode: VerifyMode) -> str:
+    """Say what could not be proven of an image that does not tell how it was made."""
+    done = {"full": "all that is stored was decoded, so damage would show, ",
+            "sample": "a sample of what is stored was decoded, ", "none": ""}[mode]  # fmt: skip
+    why = "they lie in a zip" if image.in_zip else "the document does not say how"
+    name = image.levels[0].path.rpartition("/")[0] if image.in_zip else image.location
+    return (
+        f"{shown(name)}: voxels were not computed again: {why}; {done}but whether levels follow "
+        f"from level 0 is not known"
+    )
+
+
+def _arrays(
+    location: str, image: LabelImage, mode: VerifyMode, *, told: bool
+) -> Iterator[tuple[ImageInfo, str, Wanted]]:
+    """Yield the arrays of an image, their names in findings, and what must be decoded of them.
+
+    Of an image that is computed again, that is what of level 0 no other level is made of.
+    """
+    inside = image.location[len(location) :].strip("/")
+    for number, level in enumerate(image.levels):
+        used = (0,) * len(level.shape)
+        if len(image.levels) > 1:
+            scales = [dataset.scale for dataset in image.multiscales.datasets[:2]]
+            used = tuple(
+                n * round(s / f) for n, f, s in zip(image.levels[1].shape, *scales, strict=True)
+            )
+
+        def wanted(region: Region, used: Shape = used, number: int = number) -> bool:
+            beyond = any(axis.stop > n for axis, n in zip(region, used, strict=True))
+            return told and number == 0 and mode == "full" and beyond
+
+        yield level, join(inside, level.path) if inside else level.path, wanted
+
+
+def _readable(storage: Storage, multiscales: Multiscales) -> list[ImageInfo]:
+    """Return those levels of a broken image that can be opened."""
+    levels = []
+    for path in dict.fromkeys(dataset.path for dataset in multiscales.datasets):
+        with suppress(LocationError):
+            levels.append(open_level(storage, path))
+    return levels
+
+
+def _tells_how(image: LabelImage) -> bool:
     """Return whether a document says how its voxels were made, as ours do."""
-    said = multiscales.identity or {}
-    return said.get("method") in list(METHODS) and said.get("edges") in get_args(Edges)
+    said = image.multiscales.identity or {}
+    known = said.get("method") in list(METHODS) and said.get("edges") in get_args(Edges)
+    return known and not image.in_zip
 
 
 def _line(level: Level | ImageInfo) -> str:
@@ -220,10 +314,9 @@ def _line(level: Level | ImageInfo) -> str:
     return f"{level.path}: {times(level.shape)}, chunks of {times(level.chunks)}{shards}"
 
 
-def _recorded_digest(plan: PyramidPlan) -> str | None:
+def _recorded_source(plan: PyramidPlan) -> Any:
     node = read_node(open_storage(plan.target), "")
-    digest: str | None = node.attributes.get(RECORD, {}).get("source") if node else None
-    return digest
+    return node.attributes.get(RECORD, {}).get("source") if node else None
 
 
 def _validators(storage: Storage) -> Iterator[Finding]:
@@ -287,108 +380,4 @@ def _plan_again(location: str, multiscales: Multiscales, levels: list[ImageInfo]
         background=background_of(info, params, tuple(again)),
         target=plan.source.location,
         ngff_version="0.4" if info.zarr_format == 2 else "0.5",
-    )
-
-
-def _check_voxels(plan: PyramidPlan, mode: VerifyMode, workers: Executor) -> _Checked:
-    """Compute blocks of every level again and compare them.
-
-    Always those where what is stored does not follow from what is stored of the finer level: a
-    chunk that is missing, or one too many. Then the others, all or some of them.
-    """
-    found = _Checked(plan, {level.index: {} for level in plan.written})
-    for level in plan.written:
-        _check_blocks(found, level, workers, mode)
-    if mode == "sample" and any(found.wrong.values()):
-        # Where a sample finds something, nothing of the rest can be taken on trust.
-        return _check_voxels(plan, "full", workers)
-    return found
-
-
-def _check_blocks(found: _Checked, level: Level, workers: Executor, mode: VerifyMode) -> None:
-    """Check those blocks of one level that the mode asks for."""
-    plan = found.plan
-    job = level_job(plan, level)
-    chosen = _chosen(plan, level, job, mode)
-    for block in run_blocks(job, check_block, chosen, workers, in_flight(plan, workers)):
-        found.checked += 1
-        if not block.equal:
-            found.wrong[level.index][block.index] = block.fault
-
-
-def _chosen(
-    plan: PyramidPlan, level: Level, job: LevelJob, mode: VerifyMode
-) -> Iterator[tuple[Shape, Mask | None]]:
-    source, target = source_presence(job), target_presence(plan, level)
-    count = level.blocks.size
-    dice = random.Random(f"{level.path} {level.shape} {count}")
-    for number, index in enumerate(level.blocks):
-        need, present = needed_units(plan, job, source, index)
-        cells = units_of(level, index)
-        drawn = dice.random() < 1 / SAMPLE or number in (0, count - 1)
-        asked = mode == "full" or (mode == "sample" and drawn)
-        # Where the source cannot be listed, neither can what was published beside it.
-        doubtful = source is not None and (
-            (need != target.window(cells)).any() or target.hollow(cells).any()
-        )
-        if doubtful or (asked and need.any()):
-            yield index, present
-
-
-def _count(plan: PyramidPlan) -> int:
-    return sum(level.blocks.size for level in plan.written)
-
-
-def _cells(region: Region) -> Iterator[Shape]:
-    return itertools.product(*(range(axis.start, axis.stop) for axis in region))
-
-
-def _findings(found: _Checked, root: str) -> Iterator[Finding]:
-    """Say which blocks are wrong; of many, the first few."""
-    plan = found.plan
-    inside = plan.target[len(root) :].strip("/")
-    for level in plan.written:
-        wrong = found.wrong[level.index]
-        where = join(inside, level.path) if inside else level.path
-        for index in sorted(wrong)[:MOST_FINDINGS]:
-            region = ", ".join(f"{a.start}:{a.stop}" for a in level.blocks.region(index))
-            fault = wrong[index]
-            what = (
-                f"cannot be computed again, because the finer level cannot be read: {fault}"
-                if fault
-                else f"are not those that {plan.method} gives"
-            )
-            yield Finding("error", where, f"voxels [{region}] {what}")
-        if len(wrong) > MOST_FINDINGS:
-            yield Finding("error", where, f"{len(wrong) - MOST_FINDINGS:,} more blocks are wrong")
-
-
-def _remove_wrong(found: _Checked) -> None:
-    """Delete the stored objects of wrong blocks, so that the next run builds them.
-
-    What is coarser may have been made of them, so that goes too. The coarsest go first: after a
-    stop in between, the gate still finds the cause.
-    """
-    plan = found.plan
-    doomed: dict[int, set[Shape]] = {}
-    for level in plan.written:
-        # Where only the finer level could not be read, nothing is known against the block.
-        own = {index for index, fault in found.wrong[level.index].items() if not fault}
-        for index in doomed.get(level.index - 1, ()):
-            finer = plan.levels[level.index - 1].blocks.region(index)
-            own |= set(_cells(level.blocks.touched(coarser_region(finer, level))))
-        doomed[level.index] = own
-    storage = open_storage(plan.target)
-    for level in reversed(plan.written):
-        presence = target_presence(plan, level)
-        keys = [presence.key(cell) for index in sorted(doomed[level.index])
-                for cell in _cells(units_of(level, index))]  # fmt: skip
-        storage.delete_objects(keys)
-
-
-def coarser_region(region: Region, level: Level) -> Region:
-    """Return the voxels of a level that are made of a region of the finer one."""
-    return tuple(
-        slice(min(r.start // s, n), min(-(-r.stop // s), n))
-        for r, s, n in zip(region, level.step, level.shape, strict=True)
     )

@@ -51,10 +51,18 @@ def open_executor(plan: PyramidPlan, executor: Executor | None = None) -> Iterat
         with client:
             _wait_for_worker(client, plan.dask_address)
             yield client.get_executor(pure=False)
-    elif (client := active_client()) is not None:
+    else:
+        with default_executor(plan.workers) as found:
+            yield found
+
+
+@contextmanager
+def default_executor(workers: int) -> Iterator[Executor]:
+    """Yield an active Dask client's executor, else threads."""
+    if (client := active_client()) is not None:
         yield client.get_executor(pure=False)
     else:
-        with ThreadPoolExecutor(plan.workers, thread_name_prefix="block") as threads:
+        with ThreadPoolExecutor(workers, thread_name_prefix="block") as threads:
             yield threads
 
 

@@ -326,9 +326,7 @@ ARRAYS = [
         "dimension_names",
         V5,
     ),
-    array(
-        "another fill value", "1", lambda z: z.update(fill_value=1), "fill value 1", BOTH, "warning"
-    ),
+    array("another fill value", "1", lambda z: z.update(fill_value=1), "fill value 1"),
     array(
         "unknown codec",
         "1",

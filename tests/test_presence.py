@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 
 from pyramid_core import presence
 from pyramid_core.grid import Grid, Region, Shape
-from pyramid_core.presence import Presence, listing_digest
+from pyramid_core.presence import Presence
 from pyramid_core.stores import Storage, StoredObject, open_storage
 
 KEYS = {
@@ -183,29 +182,3 @@ def test_an_object_store_is_listed(bucket: str, keys: str) -> None:
     grid = Grid((4, 4), (2, 2))
     found = Presence(storage, "0", grid, prefix, separator)
     assert np.argwhere(found.window(everything(grid))).tolist() == [[0, 1], [1, 0]]
-
-
-def test_a_digest_tells_whether_a_chunk_changed(tmp_path: Path) -> None:
-    """Another chunk, size or time gives another digest; metadata and other levels do not."""
-    storage = open_storage(str(tmp_path))
-    put(tmp_path, "0/c/0", b"one")
-    put(tmp_path, "0/c/1", b"two")
-    first = listing_digest(storage, "0")
-    assert first is not None
-    assert len(first) == 64
-    put(tmp_path, "0/zarr.json", b"{}")
-    put(tmp_path, "1/c/0", b"of another level")
-    assert listing_digest(storage, "0") == first
-
-    (tmp_path / "0/c/1").write_bytes(b"longer")
-    longer = listing_digest(storage, "0")
-    (tmp_path / "0/c/1").write_bytes(b"LONGER")
-    os.utime(tmp_path / "0/c/1", (1, 1))
-    later = listing_digest(storage, "0")
-    (tmp_path / "0/c/1").unlink()
-    assert len({first, longer, later, listing_digest(storage, "0")}) == 4
-
-
-def test_what_cannot_be_listed_has_no_digest(served: str) -> None:
-    """A plain http server tells of no chunk."""
-    assert listing_digest(open_storage(served), "0") is None

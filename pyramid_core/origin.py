@@ -1,0 +1,94 @@
+"""What a source looks like at a moment, and in which words two such looks differ.
+
+The record of a build keeps how its source looked when it began, so that no image is mixed of two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import obstore
+
+from pyramid_core.grid import Grid
+from pyramid_core.image import ImageInfo
+from pyramid_core.presence import METADATA, Presence, digest_of, object_hash
+from pyramid_core.stores import Storage, join, open_storage, same_place
+
+_WITHOUT = ("attributes", "dimension_names")
+"""What of an array's metadata leaves its voxels as they are; a commit in place adds the names."""
+
+
+def look_at(source: ImageInfo) -> dict[str, Any]:
+    """Return how a source looks now, as JSON can say it; an equal look is the same source.
+
+    Of each stored object that is key, size, and time or etag, in one digest. A source that cannot
+    be listed is known by its place, and by what the server tells of its metadata, its first and its
+    last chunk.
+    """
+    storage = open_storage(source.location)
+    look: dict[str, Any] = {"metadata": _metadata(storage, source.path)}
+    if not storage.listable:
+        return {**look, **_told_by_server(storage, source)}
+    objects = size = total = 0
+    for item in storage.listing(source.path):
+        if item.key.rpartition("/")[2] not in METADATA:
+            objects, size = objects + 1, size + item.size
+            total += object_hash(item.key, item.size, item.mark)
+    return {**look, "objects": objects, "bytes": size, "digest": digest_of(total)}
+
+
+def changes_between(before: Any, now: dict[str, Any]) -> str:
+    """Say what has changed between two looks at a source; nothing where none has.
+
+    >>> changes_between({"objects": 8, "bytes": 90}, {"objects": 7, "bytes": 80})
+    'it has 7 stored objects, not 8; of 80 bytes, not 90'
+    """
+    if before == now:
+        return ""
+    if not isinstance(before, dict) or before.keys() != now.keys():
+        return "it was recorded in another way"
+    words = {
+        "metadata": "the metadata of its array differs",
+        "objects": "it has {:,} stored objects, not {:,}",
+        "bytes": "of {:,} bytes, not {:,}",
+        "place": "it lies at another place",
+        "marks": "the server tells of another version",
+        "digest": "an object was written again",
+    }
+    named = [words[key].format(now[key], before[key]) for key in words
+             if before.get(key) != now.get(key)]  # fmt: skip
+    # A digest differs with everything else; it is told of where nothing else is.
+    return "; ".join(named[:-1] if len(named) > 1 and named[-1] == words["digest"] else named)
+
+
+def _metadata(storage: Storage, path: str) -> str:
+    at = f"{path}/" if path else ""
+    document = storage.read_json(f"{at}zarr.json") or storage.read_json(f"{at}.zarray") or {}
+    kept = {key: value for key, value in document.items() if key not in _WITHOUT}
+    return _hash(json.dumps(kept, sort_keys=True))
+
+
+def _told_by_server(storage: Storage, source: ImageInfo) -> dict[str, str]:
+    units = Grid(source.shape, source.write_unit)
+    presence = Presence(storage, source.path, units, source.key_prefix, source.separator)
+    at = f"{source.path}/" if source.path else ""
+    keys = [at + name for name in sorted(METADATA - {".zattrs"})]
+    keys += [presence.key(units.index(number)) for number in (0, units.size - 1)]
+    marks = " ".join(_mark(storage, key) for key in keys)
+    place = same_place(join(source.location, source.path))
+    return {"place": _hash(place), "marks": _hash(marks)}
+
+
+def _mark(storage: Storage, key: str) -> str:
+    """Return what the answer to a read tells before its content; asked like a read, which works."""
+    try:
+        meta = obstore.get(storage._store, key).meta
+    except FileNotFoundError:
+        return ""
+    return f"{meta['size']} {meta['e_tag'] or meta['last_modified'].isoformat()}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
