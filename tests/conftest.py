@@ -30,6 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run campaigns in their long form")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares a server that is slow to start, when processes share the tests."""
+    for item in items:
+        for name in ("service", "prefect_harness"):
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def long_form(pytestconfig: pytest.Config) -> bool:
     """Whether campaigns run in their long form."""
