@@ -191,7 +191,7 @@ def test_as_many_blocks_are_wrong_as_the_table_says(wide: Path, tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(("wrong", "one_in"), [(1, 5), (2, 5), (4, 20)])
+@pytest.mark.parametrize(("wrong", "one_in"), [(1, 2), (2, 4), (4, 20)])
 def test_a_sample_finds_as_often_as_the_formula_says(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, one_in: int,
     long_form: bool,
@@ -204,14 +204,14 @@ def test_a_sample_finds_as_often_as_the_formula_says(
         one_in = 50
         places = [
             build_image(tmp_path / f"{more}.zarr", "zstd", (256, 256 + more), 3)
-            for more in range(0, 240, 8)
+            for more in range(0, 96, 8)
         ]
     monkeypatch.setattr(voxels, "SAMPLE", one_in)
-    cells = cells if long_form else cells[::3]
+    cells = cells if long_form else cells[::2]
     hits, trials = sum(rate(place, wrong, cells) for place in places), len(places) * len(cells)
     said = f"{wrong} wrong: {hits} of {trials}, expected {trials * probability(wrong, one_in):.1f}"
     print(said)
-    assert surprise(hits, trials, probability(wrong, one_in)) > 1e-3, said
+    assert surprise(hits, trials, probability(wrong, one_in)) > 0.01, said
 
 
 @pytest.mark.parametrize("end", [0, -1])
