@@ -160,20 +160,20 @@ def test_each_level_is_told_of(
 
 
 @every_image
-def test_full_decodes_every_object_of_every_image(
+def test_full_decodes_every_level_of_every_image(
     made: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
-    """Of each level of each image, each stored chunk that is cut off is an error."""
+    """Of each level of each image, a chunk in the middle that is cut off is an error."""
     place = tmp_path / "image.zarr"
     shutil.copytree(made(name), place)
     before = {str(finding) for finding in verify_pyramid(str(place), "full").findings}
     for array in arrays(place):
-        for file in chunk_files(array)[:: max(1, len(chunk_files(array)) // 3)]:
-            content = file.read_bytes()
-            file.write_bytes(content[:-1])
-            after = {str(finding) for finding in verify_pyramid(str(place), "full").findings}
-            assert after - before, file
-            file.write_bytes(content)
+        file = chunk_files(array)[len(chunk_files(array)) // 2]
+        content = file.read_bytes()
+        file.write_bytes(content[:-1])
+        after = {str(finding) for finding in verify_pyramid(str(place), "full").findings}
+        assert after - before, file
+        file.write_bytes(content)
 
 
 def test_what_could_not_be_proven_is_said(made: Callable[[str], Path]) -> None:
