@@ -31,8 +31,8 @@ from pyramid_core.params import PHANTOM_KINDS, Method, PhantomKind, parse_params
 from pyramid_core.patterns import LABEL_FACTOR, Array, Pattern, draw, is_occupied, labels_at, sum_of
 from pyramid_core.plan import CODECS, plan_pyramid
 from pyramid_core.presence import Mask
-from pyramid_core.reader import image_name, open_image, read_node
-from pyramid_core.stores import absolute, is_url, local_path, open_storage, shown
+from pyramid_core.reader import Node, image_name, open_image, read_node
+from pyramid_core.stores import Storage, absolute, is_url, local_path, open_storage, shown
 from pyramid_core.version import VERSION
 from pyramid_core.workers import in_flight, open_executor
 from pyramid_core.writer import create_level, delete_temporary, differences, finished_attributes
@@ -214,7 +214,12 @@ def is_vacant(location: str) -> bool:
     node = read_node(storage, "")
     if node is None:
         return not storage.names()
-    return "phantom" in (node.attributes.get(RECORD) or {})
+    return _is_bare(node, storage) or "phantom" in (node.attributes.get(RECORD) or {})
+
+
+def _is_bare(node: Node, storage: Storage) -> bool:
+    """Return whether this is what a kill leaves between the two objects of a group of Zarr v2."""
+    return node.kind == "group" and not node.attributes and storage.names() == [".zgroup"]
 
 
 def _default_chunks(names: str) -> Shape:
@@ -312,7 +317,7 @@ def _claim(plan: PyramidPlan, pattern: Pattern) -> None:
                 f"{', '.join(differing)}; delete it, or choose another place"
             )
             raise TargetError(msg)
-    elif node is not None or found:
+    elif found and not (node and _is_bare(node, storage)):
         msg = (
             f"{shown(plan.target)} holds something already ({', '.join(found[:5])}); a test image "
             f"needs a place where nothing is"

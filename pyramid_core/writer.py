@@ -18,6 +18,7 @@ from pyramid_core.contrast import contrast_windows
 from pyramid_core.errors import TargetError
 from pyramid_core.groups import GROUP_KEYS, refresh_copies, write_group
 from pyramid_core.image import Codec, fill_scalar
+from pyramid_core.leftovers import delete_torn_metadata
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.ngff import (
     RECORD,
@@ -55,8 +56,9 @@ def published(plan: PyramidPlan) -> tuple[PyramidPlan, ...]:
 def refresh(plan: PyramidPlan) -> None:
     """Bring consolidated copies up to date that a crash inside the commit left behind."""
     for image in plan.images:
-        paths = [level.path for level in image.levels]
-        refresh_copies(open_storage(image.target), image.zarr_format, paths)
+        paths, storage = [level.path for level in image.levels], open_storage(image.target)
+        refresh_copies(storage, image.zarr_format, paths)
+        delete_torn_metadata(image, storage)
 
 
 def prepare(plan: PyramidPlan) -> None:
@@ -274,6 +276,7 @@ def delete_temporary(plan: PyramidPlan, storage: Storage) -> None:
             for name in names:
                 if _TEMPORARY.search(name):
                     os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118 - os.walk gives strings
+    delete_torn_metadata(plan, storage)
 
 
 def _drop_other_format(plan: PyramidPlan, storage: Storage) -> None:

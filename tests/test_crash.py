@@ -261,7 +261,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
     stage: Callable[[str], Place],
     tmp_path: Path,
     long_form: bool,
-    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     """After kill -9 at any moment the same request does what is missing, writes nothing of what was finished, and leaves nothing else."""
     scene = Scene(kind, driver, stage(kind), tmp_path)
@@ -288,8 +288,8 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
         if seed.startswith(f"{kind} "):
             falls += told(scene, somewhere, seed)
     report = ", ".join(f"{where}: {count}" for where, count in sorted(falls.items()))
-    with capsys.disabled():
-        print(f"\n{kind}: {falls.total()} kills; {report}; seeds {seeds[0]!r} to {seeds[-1]!r}")
+    seeds_told = f"seeds {seeds[0]!r} to {seeds[-1]!r}"
+    record_property("campaign", f"{kind}: {falls.total()} kills; {report}; {seeds_told}")
 
 
 # --- replaced ---------------------------------------------------------------------------------
