@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import obstore
 import obstore.exceptions
 
-from pyramid_core.errors import LocationError
+from pyramid_core import remote
+from pyramid_core.errors import AccessError, LocationError, StoreError
 from pyramid_core.presence import digest_of, object_hash
+from pyramid_core.remote import asked, hidden
 from pyramid_core.stores import Storage, absolute, is_url, local_path, open_storage, shown
 
 if TYPE_CHECKING:
@@ -45,9 +48,11 @@ class DatedStorage(Storage):
         """Return an object, or None where there is none; any other failure is raised."""
         try:
             if is_url(self.location):
-                answer = obstore.get(self._store, key)
-                self.times[key] = self._moment(answer.meta)
-                return bytes(answer.bytes())
+                found = self.get(key)
+                if found is None:
+                    return None
+                self.times[key] = self._moment(found[1])
+                return found[0]
             with (local_path(self.location) / key).open("rb") as file:
                 self.times[key] = _file_moment(os.fstat(file.fileno()))
                 return file.read()
@@ -57,9 +62,10 @@ class DatedStorage(Storage):
     def written(self, key: str) -> datetime | None:
         """Return when an object was written, or None where there is none."""
         if key not in self.times:
+            place = shown(self.location)
             try:
                 if is_url(self.location):
-                    self.times[key] = self._moment(obstore.head(self._store, key))
+                    self.times[key] = self._moment(remote.head(self._store, key, place))
                 else:
                     self.times[key] = _file_moment((local_path(self.location) / key).stat())
             except (FileNotFoundError, NotADirectoryError):
@@ -68,10 +74,9 @@ class DatedStorage(Storage):
 
     def newer(self, since: datetime) -> str:
         """Return the key of an object that was written after a moment, or nothing."""
-        for batch in obstore.list(self._store):
-            for meta in batch:
-                if self._moment(meta) > since:
-                    return meta["path"]
+        for meta in self.metas():
+            if self._moment(meta) > since:
+                return meta["path"]
         return ""
 
     def _moment(self, meta: ObjectMeta) -> datetime:
@@ -109,13 +114,10 @@ def last_change(source: str) -> Change:
     storage = open_dated(absolute(source))
     newest, total = _EPOCH, 0
     try:
-        for batch in obstore.list(storage.objects):  # type: ignore[arg-type] # open_dated saw to it
-            for meta in batch:
-                newest = max(newest, meta["last_modified"])
-                total += object_hash(
-                    meta["path"], meta["size"], meta["e_tag"], meta["last_modified"]
-                )
-    except (OSError, obstore.exceptions.BaseError) as error:
+        for meta in storage.metas():
+            newest = max(newest, meta["last_modified"])
+            total += object_hash(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+    except (OSError, AccessError, obstore.exceptions.BaseError) as error:
         msg = f"{shown(source)} cannot be listed: {reason_of(error)}"
         raise LocationError(msg) from error
     return Change(newest if total else None, digest_of(total))
@@ -124,7 +126,8 @@ def last_change(source: str) -> Change:
 def folders(storage: Storage, path: str) -> list[tuple[str, bool]]:
     """Return the folders directly below a path that are not hidden, and which are links."""
     if is_url(storage.location):
-        listed = obstore.list_with_delimiter(storage._store, path or None)["common_prefixes"]
+        ask = partial(obstore.list_with_delimiter, storage._store, path or None)
+        listed = asked(shown(storage.location), ask)["common_prefixes"]
         found = [(prefix.rstrip("/").rpartition("/")[2], False) for prefix in listed]
     else:
         try:
@@ -146,5 +149,6 @@ def reason_of(error: Exception) -> str:
     >>> reason_of(LocationError("it is not there")), reason_of(KeyError("plan"))
     ('it is not there', "KeyError: 'plan'")
     """
-    said = " ".join(str(error).splitlines()[:1]).partition(": <")[0][:300]
-    return said if isinstance(error, LocationError) else f"{type(error).__name__}: {said}"
+    said = hidden(" ".join(str(error).splitlines()[:1]).partition(": <")[0])[:300]
+    ours = isinstance(error, LocationError | AccessError | StoreError)
+    return said if ours else f"{type(error).__name__}: {said}"

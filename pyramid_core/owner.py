@@ -15,15 +15,28 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
-import obstore.exceptions
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from pyramid_core.errors import LocationError, StoppedError, TargetBusyError
-from pyramid_core.stores import is_url, local_path, open_storage, shown, split
+from pyramid_core.errors import (
+    AccessError,
+    LocationError,
+    PyramidError,
+    StoppedError,
+    StoreError,
+    TargetBusyError,
+    is_transient,
+    reason_and_remedy,
+)
+from pyramid_core.remote import asked, connect, hidden
+from pyramid_core.stores import Storage, is_url, local_path, open_storage, shown, split
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
 
 BEAT_SECONDS = 5.0
 """An owner object moves this often."""
@@ -98,14 +111,18 @@ def _own_file(target: Path) -> Iterator[None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(lock, target)
     except OSError as error:
-        msg = f"cannot write beside {target}: {error.strerror or error}"
+        msg = f"cannot write beside {target}: {reason_and_remedy(error) or error}"
         raise LocationError(msg) from error
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, _who().encode(), 0)
+        # A courtesy: it is locked without, and what follows tells of a full disk.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, _who().encode(), 0)
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        # A file system that is read-only now keeps the file; unlocked, it holds up nobody.
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -165,7 +182,8 @@ class _ObjectOwner(Owner):
             msg = f"{shown(target)} has no room beside it; give a place inside the bucket"
             raise LocationError(msg)
         self._target = target
-        self._store = open_storage(parent)._store
+        self._place = open_storage(parent)
+        self._store = self._place._store
         self._key = f"{name}.owner"
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
@@ -185,15 +203,21 @@ class _ObjectOwner(Owner):
             msg = f"{shown(self._target)} was taken over by another build"
             raise StoppedError(msg)
 
-    def release(self) -> None:
-        """Stop the beat and remove the object, if it is still ours."""
+    def release(self, *, hasty: bool = False) -> None:
+        """Stop the beat and remove the object, if it is still ours and the store can be asked.
+
+        Left behind it does no harm: it does not move, so the next build takes it over.
+        """
         self._stop.set()
-        self._thread.join()
+        self._thread.join(BEAT_SECONDS if hasty else None)
+        if hasty:
+            self._store = connect(self._place.location, hasty=True)
+            self._place = Storage(self._place.location, self._store)
         try:
             self.check()
-        except StoppedError:
+            asked(shown(self._target), lambda: obstore.delete(self._store, self._key))
+        except (StoppedError, StoreError, AccessError, FileNotFoundError):
             return
-        obstore.delete(self._store, self._key)
 
     def _content(self) -> bytes:
         return json.dumps({"token": self._token, "who": _who(), "beat": uuid.uuid4().hex}).encode()
@@ -203,13 +227,14 @@ class _ObjectOwner(Owner):
         deadline, seen = 0.0, ""
         while True:
             try:
-                made = obstore.put(self._store, self._key, self._content(), mode="create")
-                return str(made["e_tag"])
+                return self._create()
             except AlreadyExistsError:
                 pass
             found, e_tag = self._look()
             if not e_tag:
                 continue  # it was released meanwhile
+            if found.get("token") == self._token:
+                return e_tag  # ours: the answer to it was lost
             if seen and e_tag != seen:
                 who = found.get("who", "another build")
                 msg = f"{shown(self._target)} is being built by {who}; wait for it, or stop it"
@@ -220,23 +245,32 @@ class _ObjectOwner(Owner):
                 try:
                     return self._put_over(e_tag)
                 except PreconditionError:
+                    found, e_tag = self._look()
+                    if found.get("token") == self._token:
+                        return e_tag  # ours: the answer to it was lost
                     seen = ""  # someone else was faster; watch that one
             time.sleep(min(1.0, BEAT_SECONDS / 2))
 
+    def _create(self) -> str:
+        content, place = self._content(), shown(self._target)
+        made = asked(place, lambda: obstore.put(self._store, self._key, content, mode="create"))
+        return str(made["e_tag"])
+
     def _look(self) -> tuple[dict[str, str], str]:
         """Return what the object says and its etag; nothing where it is not there."""
-        try:
-            found = obstore.get(self._store, self._key)
-            e_tag, content = str(found.meta["e_tag"]), bytes(found.bytes())
-        except FileNotFoundError:
+        found = self._place.get(self._key)
+        if found is None:
             return {}, ""
+        content, e_tag = found[0], str(found[1]["e_tag"])
         try:
             return dict(json.loads(content)), e_tag
         except (ValueError, TypeError):
             return {}, e_tag
 
     def _put_over(self, e_tag: str) -> str:
-        made = obstore.put(self._store, self._key, self._content(), mode={"e_tag": e_tag})
+        content, place = self._content(), shown(self._target)
+        mode: UpdateVersion = {"e_tag": e_tag}
+        made = asked(place, lambda: obstore.put(self._store, self._key, content, mode=mode))
         return str(made["e_tag"])
 
     def _beat(self) -> None:
@@ -245,7 +279,7 @@ class _ObjectOwner(Owner):
                 if not self._move():
                     self._lost = True
                     return
-            except (OSError, obstore.exceptions.BaseError):
+            except (OSError, PyramidError):
                 continue  # a beat may be missed; a newcomer waits for several
 
     def _move(self) -> bool:
@@ -265,11 +299,14 @@ class _ObjectOwner(Owner):
 def _own_object(target: str) -> Iterator[Owner]:
     try:
         owner = _ObjectOwner(target)
-    except (OSError, NotImplementedError, obstore.exceptions.BaseError) as error:
-        reason = str(error).split("\n")[0]
+    except (FileNotFoundError, NotImplementedError) as error:
+        reason = hidden(str(error).split("\n")[0].partition(": <")[0])
         msg = f"cannot write beside {shown(target)}: {reason}"
-        raise LocationError(msg) from error
+        raise LocationError(msg) from None
     try:
         yield owner
-    finally:
-        owner.release()
+    except BaseException as error:
+        # A store that is gone is not waited for once more; what is left of us does not move.
+        owner.release(hasty=is_transient(error))
+        raise
+    owner.release()

@@ -8,31 +8,31 @@ final file in place and would leave a torn chunk behind a crash.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import re
 import shutil
-import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import obstore
 import obstore.store as ob
 
-from pyramid_core.errors import LocationError
+from pyramid_core import folder, remote
+from pyramid_core.errors import LocationError, PyramidError
+from pyramid_core.jsons import json_object
+from pyramid_core.remote import URL as _URL
+from pyramid_core.remote import asked, hidden, without_secrets
 
 if TYPE_CHECKING:
-    import zarr
+    from obstore import ObjectMeta
     from zarr.abc.store import Store
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_ANY_URL = re.compile(_URL.pattern + r"[^\s\"']+")
-ZARRS = "zarrs.ZarrsCodecPipeline"
-ZARR = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 
 
 def is_url(location: str) -> bool:
@@ -60,10 +60,7 @@ def shown(location: str) -> str:
     >>> shown("https://me:secret@host/x.zarr?signature=1")
     'https://host/x.zarr'
     """
-    if not is_url(location):
-        return location
-    parts = urlsplit(location)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return without_secrets(location) if is_url(location) else location
 
 
 def join(location: str, path: str) -> str:
@@ -89,6 +86,15 @@ def split(location: str) -> tuple[str, str]:
     return (parent, name) if _URL.match(parent + "/") and "//" in parent else ("", name)
 
 
+def is_linked(location: str, path: str) -> bool:
+    """Return whether a path below a location leads over a link, and so may lie elsewhere."""
+    if is_url(location):
+        return False
+    parts = path.split("/")
+    places = [local_path(location).joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
+    return any(place.is_symlink() for place in places)
+
+
 def same_place(location: str) -> str:
     """Return a form in which two spellings of one place are equal."""
     if is_url(location):
@@ -106,6 +112,8 @@ class StoredObject:
     """Bytes."""
     mark: str
     """Time of the last change, or the etag: what differs when the content was replaced."""
+    odd: str = ""
+    """What it is where it is no object, but a folder, a pipe, a link that leads nowhere."""
 
 
 @dataclass(frozen=True)
@@ -135,19 +143,39 @@ class Storage:
             return StorePath(store, self.archive) if self.archive else store  # type: ignore[return-value] # zarr takes both
         if not is_url(self.location) and not writable:
             return LocalStore(local_path(self.location), read_only=True)
-        return ObjectStore(self._store, read_only=not writable)
+        if is_url(self.location):
+            from pyramid_core.sure import SureStore
+
+            place = shown(self.location)
+            return SureStore(self._store, read_only=not writable, place=place)
+        return ObjectStore(self._store, read_only=False)
 
     def read(self, key: str) -> bytes | None:
         """Return an object, or None where there is none; any other failure is raised."""
         try:
             if self.is_zip:
-                with zipfile.ZipFile(local_path(self.location)) as file:
-                    return file.read(self.archive + key)
+                return folder.read_member(local_path(self.location), self.archive + key)
             if not is_url(self.location):
-                return (local_path(self.location) / key).read_bytes()
-            return bytes(obstore.get(self._store, key).bytes())
+                return folder.read(local_path(self.location) / key)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError):
             return None
+        found = self.get(key)
+        return None if found is None else found[0]
+
+    def get(self, key: str) -> tuple[bytes, ObjectMeta] | None:
+        """Return an object of a store and what is known of it, or None where there is none.
+
+        Raises:
+            StoreError: If the store cannot be asked, or does not find what it lists.
+            AccessError: If it refuses us.
+        """
+        place = shown(self.location)
+
+        def ask() -> tuple[bytes, ObjectMeta] | None:
+            found = remote.get(self._store, key, place)
+            return None if found is None else (bytes(found.bytes()), found.meta)
+
+        return asked(place, ask)
 
     def read_json(self, key: str) -> dict[str, Any] | None:
         """Return a JSON object, or None where there is none.
@@ -159,14 +187,10 @@ class Storage:
         if content is None:
             return None
         try:
-            document = json.loads(content)
+            return json_object(content)
         except (ValueError, RecursionError) as error:
-            msg = f"{shown(self.location)}: {key} is not JSON ({error})"
+            msg = f"{shown(self.location)}: {key} is not JSON ({str(error)[:200]})"
             raise LocationError(msg) from error
-        if not isinstance(document, dict):
-            msg = f"{shown(self.location)}: {key} is not a JSON object"
-            raise LocationError(msg)
-        return document
 
     def exists(self, key: str) -> bool:
         """Return whether an object is there now."""
@@ -175,14 +199,23 @@ class Storage:
                 not self.is_zip and (local_path(self.location) / key).is_file()
             )
         try:
-            obstore.head(self._store, key)
+            remote.head(self._store, key, shown(self.location))
         except FileNotFoundError:
             return False
         return True
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object in one piece: readers see the old one, or the new one."""
-        obstore.put(self._store, key, content)
+        if not is_url(self.location):
+            obstore.put(self._store, key, content)
+            return
+        place = shown(self.location)
+        try:
+            asked(place, lambda: obstore.put(self._store, key, content))
+            return
+        except FileNotFoundError as error:
+            failed = remote.told(error, place)  # there is no such bucket
+        raise failed
 
     def write_json(self, key: str, document: dict[str, Any]) -> None:
         """Write strict JSON in one piece.
@@ -198,8 +231,12 @@ class Storage:
             raise LocationError(msg) from error
         self.write(key, content.encode())
 
-    def listing(self, prefix: str = "") -> Iterator[StoredObject]:
+    def listing(self, prefix: str = "", *, odd: bool = False) -> Iterator[StoredObject]:
         """Yield the objects whose key is below *prefix*, in no order.
+
+        Args:
+            prefix: Whole names.
+            odd: Yield what is no object too, where an object might be expected.
 
         Raises:
             NotImplementedError: If the place cannot be listed (plain http).
@@ -217,10 +254,21 @@ class Storage:
             raise NotImplementedError("a plain http server cannot be listed")
         if self.objects is None:
             return
-        for batch in obstore.list(self.objects, prefix or None):
-            for meta in batch:
-                mark = meta["e_tag"] if is_url(self.location) else meta["last_modified"].isoformat()
-                yield StoredObject(meta["path"], meta["size"], str(mark))
+        if is_url(self.location):
+            for meta in self.metas(prefix):
+                yield StoredObject(meta["path"], meta["size"], str(meta["e_tag"]))
+            return
+        for found in folder.listing(local_path(self.location), prefix):
+            if odd or not found.odd:
+                yield StoredObject(*found)
+
+    def metas(self, prefix: str = "") -> Iterator[ObjectMeta]:
+        """Yield what a store's listing tells of every object below a prefix."""
+        if is_url(self.location):
+            yield from remote.listing(self._store, prefix, shown(self.location))
+        else:
+            for batch in obstore.list(self._store, prefix or None):
+                yield from batch
 
     @property
     def listable(self) -> bool:
@@ -234,7 +282,12 @@ class Storage:
             return sorted({key.split("/")[0] for key in deep})
         if self.objects is None or not self.listable:
             return []
-        found = obstore.list_with_delimiter(self.objects, prefix or None)
+        if not is_url(self.location):
+            return folder.names(local_path(self.location) / prefix)
+        store = self.objects
+        found = asked(
+            shown(self.location), lambda: obstore.list_with_delimiter(store, prefix or None)
+        )
         paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
         return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
 
@@ -250,16 +303,18 @@ class Storage:
             elif place.is_symlink() or place.exists():
                 place.unlink()
             return
-        for batch in obstore.list(self._store, prefix):
-            obstore.delete(self._store, [meta["path"] for meta in batch])
+        metas = self.metas(prefix)
+        while keys := [meta["path"] for meta in itertools.islice(metas, 1000)]:
+            asked(shown(self.location), partial(obstore.delete, self._store, keys))
 
     def delete_objects(self, keys: list[str]) -> None:
         """Delete single objects; those that are gone already are passed over."""
         for key in keys:
-            try:
-                obstore.delete(self._store, key)
-            except FileNotFoundError:
-                continue
+            with suppress(FileNotFoundError):
+                if not is_url(self.location):
+                    (local_path(self.location) / key).unlink()
+                    continue
+                asked(shown(self.location), partial(obstore.delete, self._store, key))
 
     @property
     def _store(self) -> ob.ObjectStore:
@@ -289,28 +344,32 @@ def open_storage(location: str, *, create: bool = False) -> Storage:
     if is_url(location):
         return Storage(location, _remote(location))
     path = local_path(location)
-    if path.is_file():
+    found = folder.kind(path)
+    if found not in ("", "a file", "a folder"):
+        msg = f"{location} is {found}, no folder; choose another place"
+        raise LocationError(msg)
+    if found == "a file":
         if not zipfile.is_zipfile(path):
             msg = f"{location} is a file, not a Zarr array or group; give the folder that holds it"
             raise LocationError(msg)
         return Storage(location, None, _zip_root(path))
     if create:
         path.mkdir(parents=True, exist_ok=True)
-    if not path.is_dir():
+    elif not found:
         return Storage(location, None)
     return Storage(location, ob.LocalStore(path))
 
 
 def _remote(location: str) -> ob.ObjectStore:
-    # obstore wants to be told that a plain http URL is meant.
-    plain = location.lower().startswith("http://")
     try:
-        return ob.from_url(location, client_options={"allow_http": True} if plain else None)
+        return remote.connect(location)
+    except PyramidError:
+        raise
     except Exception as error:  # obstore raises many kinds here; all mean a wrong location
         # The reason repeats the location, with its secrets.
-        reason = _ANY_URL.sub(lambda url: shown(url[0]), str(error).split("\n")[0])
-        msg = f"cannot open {shown(location)}: {reason}"
-        raise LocationError(msg) from error
+        reason = hidden(str(error).split("\n")[0])
+    msg = f"cannot open {shown(location)}: {reason}"
+    raise LocationError(msg)
 
 
 def _zip_root(path: Path) -> str:
@@ -321,63 +380,3 @@ def _zip_root(path: Path) -> str:
         return ""
     tops = {name.split("/")[0] for name in names}
     return f"{tops.pop()}/" if len(tops) == 1 else ""
-
-
-def open_array(storage: Storage, path: str, *, writable: bool = False) -> zarr.Array[Any]:
-    """Open an array with the fastest codec pipeline that can read it, decided here and for good.
-
-    zarrs cannot read foreign byte order, zip files, http servers without ranges, nor codecs that
-    only numcodecs has; those go through zarr's own pipeline. Its threads are set to one: the blocks
-    are the parallelism.
-
-    Raises:
-        FileNotFoundError: If there is no array.
-    """
-    import zarr
-
-    store = storage.zarr_store(writable=writable)
-    mode: Any = "r+" if writable else "r"
-    with zarr.config.set({"codec_pipeline.path": ZARR}):
-        array = zarr.open_array(store, path=path, mode=mode)
-    foreign = not array.dtype.isnative or array.metadata.fill_value is None
-    if foreign or storage.is_zip or not storage.listable:
-        return array
-    return with_zarrs(array) or array
-
-
-def with_zarrs(array: zarr.Array[Any]) -> zarr.Array[Any] | None:
-    """Return the same array read and written by zarrs, or None where zarrs cannot."""
-    import zarr
-    from zarrs.pipeline import UnsupportedMetadataError
-
-    settings = {
-        "codec_pipeline.path": ZARRS,
-        "codec_pipeline.strict": True,
-        "codec_pipeline.chunk_concurrent_maximum": 1,
-        "threading.max_workers": 1,
-    }
-    with zarr.config.set(settings), warnings.catch_warnings():
-        # zarrs says that it opens its own connections to an object store; nothing to act on.
-        warnings.filterwarnings("ignore", "Successfully reconstructed a store", RuntimeWarning)
-        try:
-            return zarr.Array(
-                type(array._async_array)(array.metadata, array.store_path, array.config)
-            )
-        except (UnsupportedMetadataError, TypeError, NotImplementedError, RuntimeError):
-            return None
-
-
-def with_padding(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """Return the array as if it ended with its last write unit, so units are written whole.
-
-    A write of the part of a chunk that lies inside an array makes zarrs read the chunk first;
-    written whole, nothing is read, and what lies outside is fill, always the same bytes.
-    """
-    import zarr
-
-    unit = array.shards or array.chunks
-    shape = tuple(-(-n // u) * u for n, u in zip(array.shape, unit, strict=True))
-    wide = type(array._async_array)(
-        array.metadata.update_shape(shape), array.store_path, array.config
-    )
-    return with_zarrs(zarr.Array(wide)) or zarr.Array(wide)

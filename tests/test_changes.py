@@ -99,7 +99,7 @@ def test_a_bucket_is_looked_at_as_a_folder_is(bucket: str, monkeypatch: pytest.M
     assert dated.newer(written) == ""
     real = obstore.list
 
-    def precise(store: Any) -> Any:
+    def precise(store: Any, *_: Any, **__: Any) -> Any:
         """List as a store does that tells fractions of a second there, and there alone."""
         for batch in real(store):
             yield [{**m, "last_modified": m["last_modified"].replace(microsecond=9)} for m in batch]

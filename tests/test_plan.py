@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyramid_core import stores
+from pyramid_core import arrays, stores
 from pyramid_core.errors import MemoryLimitError, PlanError
 from pyramid_core.grid import Shape
 from pyramid_core.image import Axis, Channel, Codec, ImageInfo, fill_scalar
@@ -709,7 +709,8 @@ def test_a_plan_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     info = image((256,) * 3, dtype="<f8", fill=0.1)
     for module, name in ((builtins, "open"), (os, "open"), (os, "listdir"), (os, "scandir")):
         monkeypatch.setattr(module, name, refuse)
-    for name in ("open_storage", "_remote", "open_array"):
+    for name in ("open_storage", "_remote"):
         monkeypatch.setattr(stores, name, refuse)
+    monkeypatch.setattr(arrays, "open_array", refuse)
     for target in (None, "/o", "s3://b/o"):
         assert len(shapes(plan(info, target=target))) == 3

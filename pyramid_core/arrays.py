@@ -1,0 +1,105 @@
+"""Arrays, opened with the codec pipeline that suits them, decided once and for good."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from pyramid_core.errors import PlaceError
+from pyramid_core.folder import oddity
+from pyramid_core.stores import Storage, is_url, local_path
+
+if TYPE_CHECKING:
+    import zarr
+
+ZARRS = "zarrs.ZarrsCodecPipeline"
+ZARR = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+
+
+def open_array(
+    storage: Storage, path: str, *, writable: bool = False, surely: bool = False
+) -> zarr.Array[Any]:
+    """Open an array with the fastest codec pipeline that can read it, decided here and for good.
+
+    zarrs cannot read foreign byte order, zip files, http servers without ranges, nor codecs that
+    only numcodecs has; those go through zarr's own pipeline. Its threads are set to one: the blocks
+    are the parallelism.
+
+    Args:
+        storage: Where it lies.
+        path: Its path there.
+        writable: Whether it will be written.
+        surely: Of an object store, not by zarrs, which returns fill for a chunk that the store says
+            is not there, whatever its listing shows.
+
+    Raises:
+        FileNotFoundError: If there is no array.
+    """
+    import zarr
+
+    _refuse_odd(storage, path)
+    store = storage.zarr_store(writable=writable)
+    mode: Any = "r+" if writable else "r"
+    with zarr.config.set({"codec_pipeline.path": ZARR}):
+        array = zarr.open_array(store, path=path, mode=mode)
+    foreign = not array.dtype.isnative or array.metadata.fill_value is None
+    sure = surely and is_url(storage.location)
+    if foreign or sure or storage.is_zip or not storage.listable:
+        return array
+    return with_zarrs(array) or array
+
+
+def _refuse_odd(storage: Storage, path: str) -> None:
+    """Refuse metadata that is a pipe or a device, which zarr would read without end."""
+    for name in ("zarr.json", ".zarray", ".zattrs"):
+        place = local_path(storage.location) / path / name
+        if not is_url(storage.location) and (odd := oddity(place)):
+            msg = f"{place} is {odd}, not a file; remove it"
+            raise PlaceError(msg)
+
+
+def with_zarrs(array: zarr.Array[Any]) -> zarr.Array[Any] | None:
+    """Return the same array read and written by zarrs, or None where zarrs cannot."""
+    import zarr
+    from zarr.storage import ObjectStore, StorePath
+    from zarrs.pipeline import UnsupportedMetadataError, ZarrsCodecPipeline
+
+    settings = {
+        "codec_pipeline.path": ZARRS,
+        "codec_pipeline.strict": True,
+        "codec_pipeline.chunk_concurrent_maximum": 1,
+        "threading.max_workers": 1,
+    }
+    path = array.store_path
+    if isinstance(path.store, ObjectStore):
+        # zarrs asks an object store itself, and takes no subclass for one.
+        path = StorePath(ObjectStore(path.store.store, read_only=path.read_only), path.path)
+    with zarr.config.set(settings), warnings.catch_warnings():
+        # zarrs says that it opens its own connections to an object store; nothing to act on.
+        warnings.filterwarnings("ignore", "Successfully reconstructed a store", RuntimeWarning)
+        try:
+            inner: Any = type(array._async_array)
+            found: zarr.Array[Any] = zarr.Array(inner(array.metadata, path, array.config))
+        except (UnsupportedMetadataError, TypeError, NotImplementedError, RuntimeError):
+            return None
+    # Where zarrs says that it cannot, zarr takes its own without a word.
+    return found if isinstance(found._async_array.codec_pipeline, ZarrsCodecPipeline) else None
+
+
+def with_padding(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Return the array as if it ended with its last write unit, so units are written whole.
+
+    A write of the part of a chunk that lies inside an array makes zarrs read the chunk first;
+    written whole, nothing is read, and what lies outside is fill, always the same bytes.
+    """
+    import zarr
+    from zarr.codecs import GzipCodec
+
+    unit = array.shards or array.chunks
+    shape = tuple(-(-n // u) * u for n, u in zip(array.shape, unit, strict=True))
+    wide = type(array._async_array)(
+        array.metadata.update_shape(shape), array.store_path, array.config
+    )
+    # zarrs leaves too little room for the gzip of what cannot be compressed, and fails in a shard.
+    gzipped = array.shards and any(isinstance(c, GzipCodec) for c in array.compressors)
+    return (None if gzipped else with_zarrs(zarr.Array(wide))) or zarr.Array(wide)

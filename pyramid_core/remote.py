@@ -1,0 +1,292 @@
+"""Object stores: how they are asked, how often again, and what is said when they fail.
+
+The client repeats requests that fail. What it leaves is done here: a listing whose body is cut off,
+an object that is listed but answered to be missing. Its errors repeat whole URLs, with what is
+secret in them, so they never leave this module: ours tell what was asked and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import obstore
+import obstore.store as ob
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+from pyramid_core.errors import AccessError, PyramidError, StoreError
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+Answer = TypeVar("Answer")
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_ANY_URL = re.compile(URL.pattern + r"[^\s\"'<>]+")
+
+TIMEOUT = "60s"
+"""For one request and its answer; a read goes on where it stopped, a write starts anew."""
+ATTEMPTS = 15
+"""How often the client asks, a minute in all where it is refused at once."""
+PATIENCE = 90.0
+"""Seconds after which nothing is asked again."""
+PAUSES = (0.1, 0.3, 1.0, 3.0)
+"""Seconds before what the client does not repeat is asked again."""
+
+_CLIENT = ("allow_http", "allow_invalid_certificates", "connect_timeout", "http1_only",
+           "http2_only", "pool_idle_timeout", "pool_max_idle_per_host", "proxy_url",
+           "proxy_excludes", "read_timeout", "timeout", "user_agent")  # fmt: skip
+"""Options of the client that are read from ``AWS_TIMEOUT`` and the like."""
+
+_STORE_SAYS = re.compile(
+    r"Generic \w+ error|Error performing|Error joining|HTTP error|Object at location|"
+    r"The operation lacked|Request precondition failure|Operation not supported"
+)
+"""How messages of the client begin, which zarrs passes on as bare text."""
+_WRONG = re.compile(r"status code: (401|403|404|400|301|307)\b")
+_UNTRUSTED = re.compile(r"InvalidCertificate|UnknownIssuer|invalid peer certificate|certificate")
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without user, password, query and fragment.
+
+    >>> without_secrets("https://me:secret@host/x.zarr?signature=1")
+    'https://host/x.zarr'
+    """
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def hidden(text: str) -> str:
+    """Return a text with the secrets of all URLs in it left out."""
+    return _ANY_URL.sub(lambda url: without_secrets(url[0]), text)
+
+
+def connect(location: str, *, hasty: bool = False) -> ob.ObjectStore:
+    """Return the client of a URL's store; nothing is asked of it yet.
+
+    Args:
+        location: The URL. Credentials, region, endpoint and client options come from the standard
+            variables, as the README says.
+        hasty: Ask only twice, and briefly: for what may as well be left undone.
+
+    Raises:
+        AccessError: If there are no credentials.
+        LocationError: If no store of this kind can be opened.
+    """
+    s3 = location.lower().startswith(("s3://", "s3a://"))
+    options: dict[str, Any] = {"timeout": TIMEOUT, "connect_timeout": "10s"}
+    if location.lower().startswith("http://"):
+        options["allow_http"] = True  # it was asked for by name
+    attempts = os.environ.get("AWS_MAX_ATTEMPTS", str(ATTEMPTS))
+    if s3:
+        endpoint = [os.environ.get(f"AWS_{name}", "")
+                    for name in ("ENDPOINT", "ENDPOINT_URL", "ENDPOINT_URL_S3")]  # fmt: skip
+        if any(url.lower().startswith("http://") for url in endpoint):
+            options["allow_http"] = True
+        options |= {n: os.environ[f"AWS_{n.upper()}"] for n in _CLIENT
+                    if f"AWS_{n.upper()}" in os.environ}  # fmt: skip
+        _refuse_without_credentials(location)
+    if hasty:
+        options["timeout"], attempts = "5s", "2"
+    retries = max(0, int(attempts) - 1) if attempts.isdecimal() else ATTEMPTS - 1
+    backoff: ob.BackoffConfig = {
+        "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 3,
+    }  # fmt: skip
+    retry: ob.RetryConfig = {
+        "max_retries": retries, "retry_timeout": timedelta(seconds=PATIENCE), "backoff": backoff,
+    }  # fmt: skip
+    open_url: Any = ob.from_url  # its overloads do not say that the store is anyone's guess
+    store: ob.ObjectStore = open_url(location, client_options=options, retry_config=retry)
+    return store
+
+
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE",
+                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI")  # fmt: skip
+_WHAT_TO_SET = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles in ~/.aws are not read: "
+    'eval "$(aws configure export-credentials --format env)" sets them), '
+    "or AWS_SKIP_SIGNATURE=true for a public bucket"
+)
+
+
+def _refuse_without_credentials(location: str) -> None:
+    """Refuse at once what would ask the address of a machine's role for a minute."""
+    if any(os.environ.get(name) for name in _CREDENTIALS):
+        return
+    if not _has_role(os.environ.get("AWS_METADATA_ENDPOINT", "http://169.254.169.254")):
+        msg = f"{without_secrets(location)}: no credentials were found; {_WHAT_TO_SET}"
+        raise AccessError(msg)
+
+
+@lru_cache(maxsize=4)
+def _has_role(endpoint: str) -> bool:
+    """Return whether this machine has a place that hands out the credentials of its role."""
+    parts = urlsplit(endpoint)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def asked(place: str, ask: Callable[[], Answer]) -> Answer:
+    """Return what a store answers; ask again where the client does not, and it may pass.
+
+    Args:
+        place: What is asked about, as it may be printed.
+        ask: The question, which may be asked twice. That nothing is there, or something, or
+            another thing than was thought, is an answer too: its error is passed on.
+
+    Raises:
+        AccessError: If the store refuses us: a retry would not help.
+        StoreError: If the store cannot be asked now.
+    """
+    begin = time.monotonic()
+    for pause in (*PAUSES, None):
+        try:
+            return ask()
+        except Exception as error:
+            if not _is_store(error):
+                raise
+            failed = told(error, place)
+            again = pause is not None and may_pass(error, begin)
+        # Not inside the except: the client's own error would be printed beside ours.
+        if not again or pause is None:
+            break
+        time.sleep(pause)
+    raise failed
+
+
+def _is_store(error: BaseException) -> bool:
+    """Return whether an error is the client's, or the client's in the words of zarrs."""
+    answers = (FileNotFoundError, PyramidError, AlreadyExistsError, PreconditionError)
+    if isinstance(error, answers):
+        return False
+    if "LocalFileSystem" in str(error):
+        return False  # the client's for files: what a file system refuses stays refused
+    if isinstance(error, BaseError) or type(error).__module__.startswith("obstore"):
+        return True
+    return isinstance(error, RuntimeError) and bool(_STORE_SAYS.match(str(error)))
+
+
+def may_pass(error: BaseException, begin: float) -> bool:
+    """Return whether to ask again what the client has not asked again itself."""
+    text = str(error)
+    if re.search(r"after \d+ retries", text) or _WRONG.search(text):
+        return False
+    return time.monotonic() - begin < PATIENCE
+
+
+def told(error: BaseException, place: str) -> AccessError | StoreError:
+    """Return our own error for one of the client's: one line, what to do, and no secrets."""
+    text = str(error)
+    line = hidden(text.split("\n")[0].partition(": <")[0])[:300].rstrip()
+    status = found[1] if (found := _WRONG.search(text)) else ""
+    if "NoSuchBucket" in text:
+        return AccessError(f"{place}: there is no such bucket; look at its name, and at the "
+                           f"endpoint (AWS_ENDPOINT_URL) and region (AWS_REGION)")  # fmt: skip
+    if "169.254.169.254" in text or "/latest/api/token" in text:
+        return AccessError(f"{place}: no credentials were found; {_WHAT_TO_SET}")
+    refused = ("PermissionDeniedError", "UnauthenticatedError")
+    if status in ("401", "403") or type(error).__name__ in refused:
+        return AccessError(f"{place}: the store refuses us ({_code(text) or status}); look at the "
+                           f"credentials and what they may do: {_WHAT_TO_SET}")  # fmt: skip
+    if status in ("301", "307") or "without LOCATION" in text or "AuthorizationHeaderMal" in text:
+        return AccessError(f"{place}: the bucket is in another region; set AWS_REGION to its own")
+    if _UNTRUSTED.search(text):
+        return AccessError(f"{place}: its certificate is not trusted; name the file of those that "
+                           f"you trust in SSL_CERT_FILE")  # fmt: skip
+    return StoreError(f"{place}: the store cannot be asked now: {line}")
+
+
+def _code(text: str) -> str:
+    found = re.search(r"<Code>(\w+)</Code>", text)
+    return found[1] if found else ""
+
+
+def is_listed(store: ob.ObjectStore, key: str) -> bool:
+    """Return whether a listing shows a key; a store that cannot be listed shows none."""
+    if isinstance(store, ob.HTTPStore):
+        return False
+    parent = key.rpartition("/")[0]
+    # All but the last letter sorts just before the key.
+    for batch in obstore.list(store, parent or None, offset=key[:-1]):
+        for meta in batch:
+            if meta["path"] >= key:
+                return meta["path"] == key
+    return False
+
+
+def head(store: ob.ObjectStore, key: str, place: str) -> ObjectMeta:
+    """Return what is known of an object without reading it.
+
+    Raises:
+        FileNotFoundError: If there is none, and no listing shows it.
+    """
+    try:
+        return asked(place, lambda: obstore.head(store, key))
+    except FileNotFoundError:
+        if (found := get(store, key, place)) is None:
+            raise
+        return found.meta
+
+
+def get(store: ob.ObjectStore, key: str, place: str) -> obstore.GetResult | None:
+    """Return an object, or None where there is none: a 404 is believed if no listing shows it.
+
+    Raises:
+        StoreError: If it is listed but cannot be read, or the store cannot be asked.
+        AccessError: If the store refuses us.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return asked(place, lambda: obstore.get(store, key))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            if "NoSuchBucket" in str(error):
+                refused = told(error, place)
+                break
+        if not asked(place, lambda: is_listed(store, key)):
+            return None
+        if pause is not None:
+            time.sleep(pause)
+    else:
+        refused = StoreError(f"{place}: {key} is listed, but the store says that it is not there")
+    raise refused
+
+
+def listing(store: ob.ObjectStore, prefix: str, place: str) -> Iterator[ObjectMeta]:
+    """Yield what a listing tells of every object below a prefix; one that is cut off goes on.
+
+    Raises:
+        StoreError: If it cannot be told to its end.
+        AccessError: If the store refuses us.
+    """
+    last, in_order, begin = "", True, time.monotonic()
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            for batch in obstore.list(store, prefix or None, offset=last or None):
+                pauses = iter(PAUSES)
+                for meta in batch:
+                    in_order = in_order and meta["path"] > last
+                    last = meta["path"]
+                    yield meta
+                begin = time.monotonic()
+            return
+        except BaseError as error:
+            failed = told(error, place)
+            # What is told in no order cannot go on behind the last key: some would be left out.
+            again = in_order and may_pass(error, begin)
+            pause = next(pauses, None)
+        if not again or pause is None:
+            raise failed
+        time.sleep(pause)
