@@ -26,6 +26,7 @@ from prefect.artifacts import (
 )
 
 from pyramid_core.build import BuildResult, LevelReport, Progress
+from pyramid_core.errors import printable
 from pyramid_core.execute import LevelRun
 from pyramid_core.grid import times
 from pyramid_core.job import BlockResult
@@ -189,17 +190,27 @@ def report(result: BuildResult, picture: bytes | None = None) -> str:
     found = f" and {result.blocks_found:,} found finished" if result.blocks_found else ""
     return "\n".join(
         [
-            f"# {plan.source.name}",
+            f"# {plain(plan.source.name)}",
             f"`{place}` is an OME-Zarr {plan.ngff_version} image of {len(plan.levels)} levels.",
             f"{result.blocks_built:,} blocks were built{found} in {result.seconds:.1f} s; "
             f"{human(plan.cost.bytes_written)} before compression.",
-            *(["", f"![{plan.source.name}]({_url(picture)})"] if picture else []),
+            *(["", f"![{plain(plan.source.name)}]({_url(picture)})"] if picture else []),
             *("\n## Verification", verdict),
             *("\n## Levels", "", *_table(result)),
-            *(["\n## Notes", *(f"- {note}" for note in plan.notes)] if plan.notes else []),
+            *(["\n## Notes", *(f"- {plain(note)}" for note in plan.notes)] if plan.notes else []),
             *("\n## Open it", *_how_to_open(plan)),
         ]
     )
+
+
+def plain(text: object) -> str:
+    r"""Return a text of somebody else as Markdown that shows it, in one line, and does nothing.
+
+    >>> plain("my_scan <script> | [x](y)\n# z")
+    'my_scan &lt;script&gt; &#124; &#91;x&#93;(y) # z'
+    """
+    signs = {ord(c): f"&#{ord(c)};" for c in "|[]`"} | {ord("<"): "&lt;", ord(">"): "&gt;"}
+    return " ".join(printable(text).replace("&", "&amp;").translate(signs).split())
 
 
 def _table(result: BuildResult) -> list[str]:
@@ -207,7 +218,7 @@ def _table(result: BuildResult) -> list[str]:
     columns = ["level", "shape", "voxel size", "MB", "blocks built", "found finished", "seconds"]
     columns = [*(["image"] if result.plan.labels else []), *columns, "MB/s"]
     rows = [{**row, "MB": round(row["bytes"] / 1e6, 3)} for row in level_rows(result)]
-    lines = [columns, ["---"] * len(columns), *([str(row[c]) for c in columns] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([plain(row[c]) for c in columns] for row in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 

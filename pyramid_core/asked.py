@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from pyramid_core.errors import PlanError
-from pyramid_core.grid import Shape, times
+from pyramid_core.grid import Shape, ceil_div, times
 from pyramid_core.image import Axis, ImageInfo
+from pyramid_core.layout import MOST_PARTS
 from pyramid_core.params import PyramidParams
 from pyramid_core.stores import absolute, join, same_place, shown
 
@@ -150,6 +152,9 @@ def _check_shards(chunks: Shape, shards: Shape | None, version: str) -> None:
         return
     if version == "0.4":
         msg = "shards need Zarr v3, and OME-Zarr 0.4 is Zarr v2; drop --shards or write 0.5"
+        raise PlanError(msg)
+    if (parts := math.prod(ceil_div(shards, chunks))) > MOST_PARTS:
+        msg = f"shards {times(shards)} hold {parts:,} chunks each; {MOST_PARTS:,} are the most"
         raise PlanError(msg)
     if any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
         msg = (

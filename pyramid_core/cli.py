@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from pyramid_core.errors import PyramidError, RequestError
+from pyramid_core.errors import PyramidError, RequestError, printable, reason_and_remedy
 from pyramid_core.params import PHANTOM_KINDS, PyramidParams, VerifyMode, human, parse_params
 from pyramid_core.version import VERSION
 
@@ -27,11 +27,19 @@ if TYPE_CHECKING:
     from pyramid_core.execute import LevelRun
 from pyramid_core.job import BlockResult
 
-DONE, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE, FAILED, WRONG = 0, 1, 2
 
 
-class _Terminated(BaseException):
-    """SIGTERM came: unwind as for Ctrl-C, so that running blocks end and the target is let go."""
+class _Stopped(BaseException):
+    """A signal came: unwind as for Ctrl-C, so that running blocks end and the target is let go."""
+
+
+_SIGNALS = {
+    signal.SIGINT: ("Ctrl-C", signal.default_int_handler),
+    signal.SIGTERM: ("SIGTERM", signal.SIG_DFL),
+    signal.SIGHUP: ("SIGHUP", signal.SIG_DFL),
+}
+"""What stops a command: its name, and who handles it where nobody has asked for something else."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +49,13 @@ class Parser(argparse.ArgumentParser):
         """Print the message and where help is; end with status 2."""
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(WRONG)
+
+
+class _Printable(logging.Formatter):
+    """Formats what is logged so that no name in it moves the cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def add_params(parser: argparse.ArgumentParser) -> None:
@@ -91,12 +106,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    return guarded(lambda: int(given.run(given)), parser.prog)
+    return guarded(lambda: int(given.run(given)), parser.prog, hasty=True)
 
 
-def guarded(run: Callable[[], int], name: str) -> int:
-    """Run a command; turn what goes wrong into one message and an exit status."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
+    """Run a command; turn what goes wrong into one message and an exit status.
+
+    Args:
+        run: The command; returns its exit status.
+        name: Its name.
+        hasty: A second signal ends the process at once, while the first still stops the work.
+    """
+    before = {
+        number: signal.signal(number, _stop_then_end if hasty else _stop)
+        for number, (_, usual) in _SIGNALS.items()
+        if signal.getsignal(number) == usual  # nohup has SIGHUP ignored
+    }
     try:
         return run()
     except RequestError as error:
@@ -108,26 +133,50 @@ def guarded(run: Callable[[], int], name: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return _fail(name, error, FAILED)
+        return _fail(name, reason_and_remedy(error) or error, FAILED)
     except Exception as error:
         # Errors of the object-store client, which need not be imported to be told.
         if type(error).__module__.partition(".")[0] != "obstore":
             raise
-        return _fail(name, str(error).splitlines()[0], FAILED)
+        from pyramid_core.remote import told
+
+        said = reason_and_remedy(error) or told(error, "an object store")
+        return _fail(name, said, FAILED)
     except KeyboardInterrupt:
-        return _fail(name, "stopped by Ctrl-C; run the same again to go on", INTERRUPTED)
-    except _Terminated:
-        return _fail(name, "stopped by SIGTERM; run the same again to go on", TERMINATED)
+        return _stopped(name, signal.SIGINT)
+    except _Stopped as stopped:
+        return _stopped(name, stopped.args[0])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _terminate(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
-    raise _Terminated
+def _stop(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
+    raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
+
+
+def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
+    for each in _SIGNALS:
+        if signal.getsignal(each) == _stop_then_end:
+            signal.signal(each, _end)
+    _stop(number, frame)
+
+
+def _end(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
+    """End at once, at the second signal; as after a kill, what is there is whole."""
+    os.write(2, b"pyramid: ended at once; run the same again to go on\n")
+    os._exit(128 + number)
+
+
+def _stopped(name: str, number: int) -> int:
+    said = f"stopped by {_SIGNALS[signal.Signals(number)][0]}; run the same again to go on"
+    return _fail(name, said, 128 + number)
 
 
 def _fail(name: str, error: object, status: int) -> int:
-    print(f"{name}: {error}", file=sys.stderr)
+    # The terminal may be gone, or who reads it.
+    with contextlib.suppress(OSError):
+        print(printable(f"{name}: {error}"), file=sys.stderr, flush=True)
     return status
 
 
@@ -173,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(arguments: argparse.Namespace) -> int:
     from pyramid_core.build import plan_build
 
-    print(plan_build(given_params(arguments)))
+    print(printable(plan_build(given_params(arguments))))
     return DONE
 
 
@@ -183,7 +232,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
     with shown_progress() as progress:
         result = build_pyramid(params, progress=progress)
-    print(summary(result))
+    print(printable(summary(result)))
     return DONE
 
 
@@ -191,7 +240,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from pyramid_core.verify import verify_pyramid
 
     verification = verify_pyramid(arguments.location, arguments.mode)
-    print(verification)
+    print(printable(verification))
     return DONE if verification.ok else FAILED
 
 
@@ -200,7 +249,7 @@ def _preview(arguments: argparse.Namespace) -> int:
     from pyramid_core.reader import image_name
 
     name = arguments.output or f"{image_name(arguments.location)}.png"
-    print(write_preview(arguments.location, name))
+    print(printable(write_preview(arguments.location, name)))
     return DONE
 
 
@@ -238,7 +287,7 @@ def shown_progress() -> Iterator[Progress | None]:
     """Show progress while the block runs: a bar on a terminal, else a line per level."""
     if not sys.stderr.isatty():
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Printable("%(message)s"))
         logger = logging.getLogger("pyramid_core")
         level = logger.level
         logger.addHandler(handler)

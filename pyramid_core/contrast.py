@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_core.grid import Grid, Region
+from pyramid_core.arrays import open_array
+from pyramid_core.grid import Grid, Region, pieces, region_shape
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.ngff import channels_of, contrast_window
-from pyramid_core.stores import Storage, open_array
+from pyramid_core.stores import Storage
+from pyramid_core.swollen import refuse_swollen
 
 _SAMPLED_BYTES = 32_000_000
 """Voxels that are looked at to find the contrast of one channel."""
@@ -30,7 +32,7 @@ def contrast_windows(
 
     enough = [level for level in plan.levels if voxels(level) >= _COARSE_VOXELS]
     level = enough[-1] if enough else plan.levels[0]
-    array = open_array(storage, level.path)
+    array = open_array(storage, level.path, surely=True)
     channel_axis = names.index("c") if "c" in names else None
     return [contrast_window(_sample(array, level, channel_axis, number)) for number in range(count)]
 
@@ -46,9 +48,15 @@ def _sample(
     grid = Grid(tuple(shape), chunks)
     cell_bytes = int(np.prod(chunks)) * array.dtype.itemsize
     wanted = min(grid.size, max(1, _SAMPLED_BYTES // cell_bytes))
+    most = max(1, _SAMPLED_BYTES // array.dtype.itemsize)
     parts = []
     for number in range(wanted):
-        region = list(grid.region(grid.index(number * grid.size // wanted)))
+        cell = grid.region(grid.index(number * grid.size // wanted))
+        # Of a chunk that is larger than the sample, one piece, about the middle.
+        of_cell = list(pieces(region_shape(cell), most))
+        inside = of_cell[len(of_cell) // 2]
+        region = [slice(c.start + i.start, c.start + i.stop)
+                  for c, i in zip(cell, inside, strict=True)]  # fmt: skip
         if channel_axis is not None:
             region[channel_axis] = slice(channel, channel + 1)
         parts.append(_read(array, tuple(region)).reshape(-1))
@@ -56,4 +64,5 @@ def _sample(
 
 
 def _read(array: Any, region: Region) -> np.ndarray[Any, Any]:
+    refuse_swollen(array, region)
     return np.asarray(array[region])

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -35,12 +35,17 @@ from pyramid_core.grid import (
     Shape,
     finer_region,
     multiply,
-    pieces,
     region_shape,
     shift,
 )
-from pyramid_core.image import fill_scalar
-from pyramid_core.job import BlockResult, LevelJob, level_job, this_process
+from pyramid_core.image import fill_scalar, same_bits
+from pyramid_core.job import (
+    BlockResult,
+    LevelJob,
+    level_job,
+    refuse_other_build,
+    this_process,
+)
 from pyramid_core.kernels import reduce_block
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.needs import needed_units, source_presence, target_presence, units_of
@@ -48,7 +53,7 @@ from pyramid_core.presence import Mask, Presence
 from pyramid_core.remote import asked
 from pyramid_core.stores import Storage, is_url, open_storage, shown
 from pyramid_core.swollen import refuse_swollen
-from pyramid_core.workers import in_flight, is_cluster, warnings_heard
+from pyramid_core.workers import in_flight, is_cluster, return_what_is_freed, warnings_heard
 
 if TYPE_CHECKING:
     import zarr
@@ -83,6 +88,8 @@ def write_block(job: LevelJob, index: Shape, voxels: Array) -> None:
     """Write the voxels of one block, padded with fill to whole write units."""
     region = job.level.blocks.region(index)
     padded = tuple(slice(r.start, r.start + n) for r, n in zip(region, voxels.shape, strict=True))
+
+    refuse_other_build(job)
 
     def write() -> None:
         _opened(job.token, *job.target, padded=True)[padded] = voxels
@@ -157,7 +164,7 @@ def _is_stored(job: LevelJob, region: Region, expected: Array) -> bool:
             if isinstance(error, PyramidError) or is_transient(error):
                 raise
             return False  # a chunk that cannot be decoded is a wrong chunk
-        if _same_bits(expected, stored):
+        if same_bits(expected, stored):
             return True
     return False
 
@@ -228,15 +235,7 @@ def _sure(job: LevelJob, voxels: Array, fine: Region, present: Mask) -> Array:
 def _is_fill(job: LevelJob, voxels: Array) -> bool:
     fill = np.broadcast_to(fill_scalar(job.fill, job.dtype).astype(voxels.dtype), voxels.shape)
     first = (0,) * voxels.ndim
-    return voxels[first].tobytes() == fill[first].tobytes() and _same_bits(voxels, fill)
-
-
-def _same_bits(a: Array, b: Array) -> bool:
-    """Compare bit for bit; in pieces, since a block may take all the memory that there is."""
-    most = 2**22 // a.itemsize
-    return a.shape == b.shape and all(
-        a[piece].tobytes() == b[piece].tobytes() for piece in pieces(a.shape, most)
-    )
+    return voxels[first].tobytes() == fill[first].tobytes() and same_bits(voxels, fill)
 
 
 def _key(job: LevelJob, cell: Shape) -> str:
@@ -268,6 +267,7 @@ _opening = threading.RLock()
 
 @lru_cache(maxsize=32)
 def _slots(token: str, slots: int) -> threading.BoundedSemaphore:  # noqa: ARG001 - the token keeps jobs apart
+    return_what_is_freed()
     return threading.BoundedSemaphore(slots)
 
 
@@ -326,6 +326,8 @@ def _finished(job: LevelJob, pending: dict[Future[BlockResult], Shape]) -> Itera
             at = ", ".join(f"{axis.start}:{axis.stop}" for axis in region)
             cause = str(error).split("\n")[0][:300] or type(error).__name__
             cause = reason_and_remedy(error, GO_ON) or f"{type(error).__name__}: {cause}"
+            if isinstance(error, CancelledError):  # Dask's words for it are none
+                cause = f"the Dask scheduler was lost; start one{GO_ON}"
             msg = f"level {job.level.path}, voxels [{at}]: {cause}"
             raise BuildError(msg) from error
         yield result

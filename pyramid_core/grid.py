@@ -63,6 +63,25 @@ def shift(region: Region, origin: Shape) -> Region:
     return tuple(slice(r.start - o, r.stop - o) for r, o in zip(region, origin, strict=True))
 
 
+def pieces(shape: Shape, most: int) -> Iterator[Region]:
+    """Cut an array of *shape* into regions of at most *most* voxels, by halves.
+
+    >>> list(pieces((4, 2), 4))
+    [(slice(0, 2, None), slice(0, 2, None)), (slice(2, 4, None), slice(0, 2, None))]
+    """
+    pending = [tuple(slice(0, n) for n in shape)]
+    while pending:
+        region = pending.pop()
+        extent = region_shape(region)
+        if math.prod(extent) <= max(1, most):
+            yield region
+            continue
+        axis = next(a for a, n in enumerate(extent) if n > 1)
+        start, stop = region[axis].start, region[axis].stop
+        halves = slice((start + stop) // 2, stop), slice(start, (start + stop) // 2)
+        pending += [(*region[:axis], half, *region[axis + 1 :]) for half in halves]
+
+
 def finer_region(region: Region, step: Shape, shape: Shape) -> Region:
     """Return the voxels of the finer level, of *shape*, that become the voxels of *region*.
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+from pyramid_core.errors import LocationError
 from pyramid_core.stores import Storage, is_url, open_storage, split
 
 GROUP_KEYS = {2: (".zgroup", ".zattrs", ".zmetadata"), 3: ("zarr.json",)}
@@ -34,9 +35,8 @@ def write_group(
     if zarr_format == 3:
         document = storage.read_json("zarr.json") or {"zarr_format": 3, "node_type": "group"}
         document["attributes"] = attributes
-        inline = document.get("consolidated_metadata")
-        if inline:
-            _refresh(inline["metadata"], storage, changed, zarr_format)
+        if (inline := _copies(document, zarr_format)) is not None:
+            _refresh(inline, storage, changed, zarr_format)
         storage.write_json("zarr.json", document)
     else:
         if storage.read(".zgroup") is None:
@@ -61,14 +61,23 @@ def refresh_copies(
         if group.read(GROUP_KEYS[zarr_format][0]) is None:
             return
         # A group of Zarr v2 without a copy may lie in one that has a copy.
-        document = group.read_json(name) or {}
-        copied = document.get("consolidated_metadata") if zarr_format == 3 else document
-        if copied:
-            before = dict(copied["metadata"])
+        try:
+            document = group.read_json(name) or {}
+        except LocationError:
+            return  # of another program, which may lie above whatever it likes
+        if (copied := _copies(document, zarr_format)) is not None:
+            before = dict(copied)
             paths = [path, *(f"{path}/{below}".strip("/") for below in changed)]
-            _refresh(copied["metadata"], group, paths, zarr_format)
-            if copied["metadata"] != before:
+            _refresh(copied, group, paths, zarr_format)
+            if copied != before:
                 group.write_json(name, document)
+
+
+def _copies(document: dict[str, Any], zarr_format: Literal[2, 3]) -> dict[str, Any] | None:
+    """Return the copies of metadata that a document holds, if they are any."""
+    holder = document.get("consolidated_metadata") if zarr_format == 3 else document
+    copies = holder.get("metadata") if isinstance(holder, dict) else None
+    return copies if isinstance(copies, dict) else None
 
 
 def _groups_above(storage: Storage) -> Iterator[tuple[Storage, str]]:

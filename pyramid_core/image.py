@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from pyramid_core.grid import Shape
+from pyramid_core.grid import Shape, pieces
 
 Fill: TypeAlias = bool | int | float | str
 """A fill value as JSON can say it; other floats are ``NaN``, ``Infinity``, ``-Infinity``."""
@@ -127,3 +127,15 @@ def fill_scalar(fill: Fill, dtype: str) -> np.generic:
     value = number[fill] if isinstance(fill, str) else fill
     scalar: np.generic = np.dtype(dtype).newbyteorder("=").type(value)
     return scalar
+
+
+def same_bits(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Compare bit for bit; in pieces, since a block may take all the memory that there is.
+
+    >>> same_bits(np.array([np.nan, 0.0]), np.array([np.nan, -0.0]))
+    False
+    """
+    most = 2**22 // a.itemsize
+    return a.shape == b.shape and all(
+        a[piece].tobytes() == b[piece].tobytes() for piece in pieces(a.shape, most)
+    )

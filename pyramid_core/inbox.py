@@ -27,8 +27,9 @@ from typing import Any, Literal, NamedTuple
 
 from pyramid_core.changes import DatedStorage, folders, open_dated, reason_of
 from pyramid_core.errors import LocationError
-from pyramid_core.ngff import RECORD, Multiscales, parse_multiscales
+from pyramid_core.ngff import Multiscales, parse_multiscales
 from pyramid_core.reader import Node, read_node
+from pyramid_core.record import record_of
 from pyramid_core.stores import (
     Storage,
     absolute,
@@ -174,7 +175,9 @@ class _Walk:
             return self._look(place)
         except Exception as error:
             if not place.path and not isinstance(error, LocationError):
-                msg = f"{shown(self.inside.location)} cannot be looked through: {reason_of(error)}"
+                inbox = shown(self.inside.location)
+                reason = reason_of(error).removeprefix(f"{inbox}: ")
+                msg = f"{inbox} cannot be looked through: {reason}"
                 raise LocationError(msg) from error
             return _Look(place, self._refused(place.path, reason_of(error)))
 
@@ -281,8 +284,7 @@ class _Walk:
 
 def _record(node: Node) -> dict[str, Any] | None:
     """Return the record of a build that is not finished, if there is one."""
-    record = node.attributes.get(RECORD)
-    return record if isinstance(record, dict) else None
+    return record_of(node.attributes, "it")
 
 
 def _key(path: str, name: str) -> str:

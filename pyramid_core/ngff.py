@@ -31,6 +31,9 @@ REDUCER = "pyramid_core.kernels.reduce_block"
 COLORS = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FFFFFF")
 """Colours of channels that have none, in the order of the channels."""
 
+_MOST = 10_000
+"""Entries of a list in a document."""
+
 PERCENTILES = (1.0, 99.9)
 """Contrast starts and ends where these percentages of the voxels are darker."""
 
@@ -94,6 +97,7 @@ def parse_multiscales(attributes: dict[str, Any]) -> Multiscales | None:
         msg = f"the multiscales document says version {said!r}; 0.4 and 0.5 are understood"
         raise LocationError(msg)
     try:
+        _check_counts(document, entries)
         entry = _model(version).model_validate(entries[0])
         axes = tuple(_axis(axis.name, axis.unit) for axis in entry.axes)
         outer = _transform(entry.coordinateTransformations or (), len(axes))
@@ -117,6 +121,10 @@ def parse_multiscales(attributes: dict[str, Any]) -> Multiscales | None:
     )
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _get(value: Any, *keys: Any) -> Any:
     for key in keys:
         try:
@@ -124,6 +132,14 @@ def _get(value: Any, *keys: Any) -> Any:
         except (KeyError, IndexError, TypeError):
             return None
     return value
+
+
+def _check_counts(document: dict[str, Any], entries: Any) -> None:
+    """Refuse what lists more than any image has, before minutes are spent on it."""
+    channels = _get(document, "omero", "channels")
+    for items in (entries, _get(entries, 0, "datasets"), _get(entries, 0, "axes"), channels):
+        if len(_list(items)) > _MOST:
+            raise ValueError(f"a list of {len(items):,} entries; {_MOST:,} are read at most")
 
 
 def _model(version: str) -> type[Multiscale04] | type[Multiscale05]:
@@ -168,7 +184,7 @@ def is_inside(path: str) -> bool:
     >>> is_inside("a/0"), is_inside("../0"), is_inside("./0"), is_inside(".")
     (True, False, False, False)
     """
-    return "\\" not in path and not set(path.split("/")) & {"", ".", ".."}
+    return path.isprintable() and "\\" not in path and not set(path.split("/")) & {"", ".", ".."}
 
 
 def _dataset(path: str, inner: Any, outer: Any) -> Dataset:
@@ -291,7 +307,7 @@ def image_attributes(
     attributes = {key: value for key, value in before.items() if key != RECORD}
     document = copy.deepcopy(document_of(attributes)) if plan.in_place else {}
     # Only the first entry is read and built; what else the base says stays.
-    document["multiscales"] = [_entry(plan), *document.get("multiscales", [])[1:]]
+    document["multiscales"] = [_entry(plan), *_list(document.get("multiscales"))[1:]]
     if windows:
         document["omero"] = _omero(plan, document.get("omero"), windows)
     if plan.ngff_version == "0.4":
@@ -303,7 +319,7 @@ def image_attributes(
 def narrowed(attributes: dict[str, Any], base: str) -> dict[str, Any]:
     """Return the attributes with the multiscales document cut down to the base level."""
     narrow = copy.deepcopy(attributes)
-    for entry in document_of(narrow).get("multiscales", [])[:1]:
+    for entry in _list(document_of(narrow).get("multiscales"))[:1]:
         entry["datasets"] = [d for d in entry["datasets"] if d["path"] == base]
     return narrow
 

@@ -12,19 +12,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pyramid_core.errors import RequestError, TargetError
-from pyramid_core.execute import (
-    background_block,
-    run_blocks,
-    target_presence,
-    units_of,
-    write_block,
+from pyramid_core.errors import (
+    GO_ON,
+    BuildError,
+    LocationError,
+    RequestError,
+    TargetError,
+    system_errors,
 )
+from pyramid_core.execute import background_block, run_blocks, write_block
 from pyramid_core.grid import Region, Shape, region_shape, times
 from pyramid_core.groups import write_group
 from pyramid_core.image import Axis, ImageInfo
 from pyramid_core.job import BlockResult, LevelJob, level_job
 from pyramid_core.model import Level, PyramidPlan
+from pyramid_core.needs import target_presence, units_of
 from pyramid_core.ngff import RECORD, document_of
 from pyramid_core.owner import own
 from pyramid_core.params import PHANTOM_KINDS, Method, PhantomKind, parse_params
@@ -32,6 +34,7 @@ from pyramid_core.patterns import LABEL_FACTOR, Array, Pattern, draw, is_occupie
 from pyramid_core.plan import CODECS, plan_pyramid
 from pyramid_core.presence import Mask
 from pyramid_core.reader import Node, image_name, open_image, read_node
+from pyramid_core.record import record_of
 from pyramid_core.stores import Storage, absolute, is_url, local_path, open_storage, shown
 from pyramid_core.version import VERSION
 from pyramid_core.workers import in_flight, open_executor
@@ -104,8 +107,10 @@ def write_phantom(
         location, kind, shape, chunks=chunks, dtype=dtype, axes=axes, voxel_size=voxel_size,
         unit=unit, ngff_version=ngff_version, seed=seed,
     )  # fmt: skip
-    _refuse_file(location)
-    with own(plan.target):
+    with system_errors(LocationError, f"{shown(location)} cannot be written"):
+        _refuse_file(location)
+    failed = f"{shown(location)} could not be finished"
+    with own(plan.target), system_errors(BuildError, failed, GO_ON):
         _claim(plan, pattern)
         with open_executor(plan, executor) as workers:
             _write_blocks(plan, pattern, workers)
@@ -214,7 +219,8 @@ def is_vacant(location: str) -> bool:
     node = read_node(storage, "")
     if node is None:
         return not storage.names()
-    return _is_bare(node, storage) or "phantom" in (node.attributes.get(RECORD) or {})
+    record = record_of(node.attributes, shown(storage.location)) or {}
+    return _is_bare(node, storage) or "phantom" in record
 
 
 def _is_bare(node: Node, storage: Storage) -> bool:
@@ -308,7 +314,7 @@ def _claim(plan: PyramidPlan, pattern: Pattern) -> None:
         msg = f"{shown(plan.target)} cannot be written: it is on a plain http server"
         raise TargetError(msg)
     node, found = read_node(storage, ""), storage.names()
-    before = node.attributes.get(RECORD) if node else None
+    before = record_of(node.attributes, shown(plan.target)) if node else None
     if before is not None and "phantom" in before:
         now = {**record["plan"], **record["phantom"]}
         if differing := differences({**before["plan"], **before["phantom"]}, now):

@@ -11,7 +11,7 @@ import numpy as np
 
 from pyramid_core.asked import Asked, fill_in, per_axis
 from pyramid_core.errors import PlanError
-from pyramid_core.grid import Shape, ceil_div, multiply, times
+from pyramid_core.grid import Grid, Shape, ceil_div, multiply, times
 from pyramid_core.image import Codec, Fill, ImageInfo, fill_scalar
 from pyramid_core.layout import Cut, Work, cut_level
 from pyramid_core.model import Level, PyramidPlan, level_transform
@@ -23,6 +23,9 @@ CODECS = {
     "none": Codec("none"),
 }
 """What the parameter ``compression`` means."""
+
+_MOST_BLOCKS = 10**10
+"""Blocks of a level: 40 petabytes of the smallest; a day, if nothing were stored."""
 
 Outline = tuple[Shape, Shape, Shape]
 """Shape, step and factor of a level."""
@@ -53,10 +56,7 @@ def _plan(info: ImageInfo, params: PyramidParams, steps: list[Shape] | None) -> 
     levels, workers = _levels(asked, list(outlines))
     _check_paths(asked, levels)
     if asked.in_place and info.labels_fault:
-        msg = (
-            f"{info.labels_fault}, so no validator would take the image; mend it, move it away, or "
-            f"name another place with --target"
-        )
+        msg = f"{info.labels_fault}; mend it, move it away, or name another place with --target"
         raise PlanError(msg)
     labels = tuple(_plan_label(label, asked, levels) for label in info.labels if asked.in_place)
     return PyramidPlan(
@@ -170,6 +170,7 @@ def _levels(asked: Asked, outlines: list[Outline]) -> tuple[tuple[Level, ...], i
             shape, shards or chunks, step, finer.shape, finer.chunks, info.dtype, params.method
         )
         cut = Cut(chunks, chunks, 0) if given else cut_level(work, index, limit, share)
+        _check_count(index, Grid(shape, cut.block), given=given)
         scale, translation = level_transform(
             asked.voxel, info.translation, factor, shifts=params.method != "stride"
         )
@@ -200,6 +201,17 @@ def _levels(asked: Asked, outlines: list[Outline]) -> tuple[tuple[Level, ...], i
             for level, work in zip(levels, works, strict=True)
         ]
     return tuple(levels), workers
+
+
+def _check_count(level: int, blocks: Grid, *, given: bool) -> None:
+    """Refuse what nobody would see the end of: to look whether a block is there takes 10 us."""
+    if blocks.size > _MOST_BLOCKS and not given:
+        msg = (
+            f"level {level} of {times(blocks.shape)} has {blocks.size:.2g} blocks of "
+            f"{times(blocks.cell)}; at most {_MOST_BLOCKS:.0g} are built, so larger --chunks or "
+            f"--shards are needed, or the metadata is wrong"
+        )
+        raise PlanError(msg)
 
 
 def _check_paths(asked: Asked, levels: tuple[Level, ...]) -> None:

@@ -111,20 +111,24 @@ class Presence:
         for item in self._storage.listing(place.rstrip("/"), odd=True):
             cell = self._cell(item.key.removeprefix(start)) if item.key.startswith(start) else None
             if item.odd or cell is None:
-                self._refuse_odd(item, place.rstrip("/"))
+                self.refuse_odd(item, place.rstrip("/"))
             # An object of zero bytes is what a power loss leaves of a chunk: it counts as missing.
             if cell is not None and cell[: self._depth] == at:
                 slab[cell[self._depth :]] = _WHOLE if item.size > 0 else _HOLLOW
         return slab
 
-    def _refuse_odd(self, item: StoredObject, place: str) -> None:
-        """Refuse what lies in the place of chunks and is no object: it is not background."""
+    def refuse_odd(self, item: StoredObject, place: str) -> None:
+        """Refuse what lies in the place of chunks and is no object: it is not background.
+
+        Raises:
+            PlaceError: If so.
+        """
         start = self._root + self._prefix
         depth = len(self._counts) if self._separator == "/" else 1
         name = "/".join(item.key.removeprefix(start).split("/")[:depth])
         found, at = item.odd or "a folder", start + name
-        if item.key == place and found != "a folder":
-            at = place
+        if item.key in (place, start.rstrip("/")) and found != "a folder":
+            at = item.key
         elif not item.key.startswith(start) or self._cell(name) is None:
             return
         msg = (

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pyramid_core.errors import RequestError, TargetError
+from pyramid_core.errors import LocationError, PlaceError, RequestError, TargetError, system_errors
 from pyramid_core.grid import Shape, region_shape, times
 from pyramid_core.image import ImageInfo
 from pyramid_core.params import UNIT_SYMBOLS, human
-from pyramid_core.stores import is_url, same_place
+from pyramid_core.stores import is_url, same_place, shown
 from pyramid_core.views import (
     Color,
     Look,
@@ -148,14 +148,26 @@ def write_preview(location: str, path: str | Path, *, width: int = 900) -> Path:
     if inside:
         msg = f"{path} lies in the image {location}, which nothing is added to; name another file"
         raise TargetError(msg)
+    with system_errors(TargetError, f"{path} cannot be written"):
+        _refuse_place(path)
+    picture = render_preview(location, width=width)
+    partial = path.with_name(f".{path.name[:200]}.partial")
+    with system_errors(PlaceError, f"{path} cannot be written"):
+        try:
+            partial.write_bytes(picture)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def _refuse_place(path: Path) -> None:
     if not path.parent.is_dir():
         msg = f"there is no folder {path.parent} for {path.name}; make it, or name another file"
         raise TargetError(msg)
     if path.exists() and not (path.is_file() and path.read_bytes()[:4] == b"\x89PNG"):
         msg = f"{path} is there and is no PNG, so it is not replaced; name another file"
         raise TargetError(msg)
-    path.write_bytes(render_preview(location, width=width))
-    return path
 
 
 def _lay_out(level: ImageInfo, shape: Shape, width: int) -> _Layout:
@@ -167,6 +179,9 @@ def _lay_out(level: ImageInfo, shape: Shape, width: int) -> _Layout:
     below = min((full - _GAP) / (x + z), (tall - _LINE) / (y + z))
     flat, row = shape[0] == 1, beside >= 0.75 * below
     pixels = min(full / x, tall / y) if flat else beside if row else below
+    if not all(math.isfinite(n * pixels) for n in (x, y, z)):
+        msg = f"{shown(level.location)} has voxels of {times(level.scale)}: no picture shows that"
+        raise LocationError(msg)
     w, h, d = (max(1, round(n * pixels)) for n in (x, y, z))
     wide = w if flat else w + _GAP + d + (_GAP + w if row else 0)
     left = _MARGIN + max(0, (full - wide) // 2)

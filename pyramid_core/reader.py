@@ -10,9 +10,10 @@ import numpy as np
 
 from pyramid_core.arrays import open_array
 from pyramid_core.errors import LocationError, PyramidError, system_errors
-from pyramid_core.grid import Shape, times
+from pyramid_core.grid import Grid, Shape
 from pyramid_core.image import AXIS_TYPES, Axis, Codec, Fill, ImageInfo
 from pyramid_core.kernels import MAX_AXES
+from pyramid_core.layout import MOST_PARTS
 from pyramid_core.ngff import Dataset, Multiscales, document_of, parse_multiscales
 from pyramid_core.record import record_of
 from pyramid_core.stores import (
@@ -237,10 +238,8 @@ def _labels_fault(storage: Storage) -> str:
     listed = document_of(group.attributes).get("labels") if group else None
     held = [n for n in storage.names("labels") if not n.startswith((".z", "zarr.json"))]
     if held and not isinstance(listed, list):
-        return (
-            f"labels/ holds {', '.join(held[:5])} but has no list of the names of its labels, so "
-            f"no validator would take the image"
-        )
+        some = ", ".join(held[:5])
+        return f"labels/ holds {some} but has no list of the names, so no validator would take it"
     for name in listed if isinstance(listed, list) else ():
         if isinstance(name, str) and is_linked(storage.location, f"labels/{name}"):
             return f"labels/{name} is a link, and what lies elsewhere is not ours to change"
@@ -310,13 +309,14 @@ def _open(storage: Storage, path: str) -> zarr.Array[Any]:
         with warnings.catch_warnings():
             # Types that zarr warns of are refused below.
             warnings.simplefilter("ignore", UnstableSpecificationWarning)
+            read_node(storage, path)  # within bounds, which zarr does not set
             array = open_array(storage, path)
         chunks = array.chunks
     except FileNotFoundError as error:
         msg = f"{shown(storage.location)}: there is no array at {path!r}, which its metadata names"
         raise LocationError(msg) from error
-    except PyramidError:
-        raise  # the store could not be asked
+    except (PyramidError, OSError):
+        raise  # the store, or the file system, could not be asked
     except Exception as error:  # zarr refuses bad metadata with many kinds of error
         reason = " ".join(str(error).split())[:200]
         msg = f"{place}: the array's metadata cannot be used: {type(error).__name__}: {reason}"
@@ -324,9 +324,11 @@ def _open(storage: Storage, path: str) -> zarr.Array[Any]:
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         msg = f"{place} is of type {array.dtype}; bool, integers and floats up to 64 bits are built"
         raise LocationError(msg)
+    if array.shards and (parts := Grid(array.shards, chunks).size) > MOST_PARTS:
+        raise LocationError(f"{place} has {parts:,} chunks in a shard; {MOST_PARTS:,} can be read")
     if not 1 <= array.ndim <= MAX_AXES or not all(0 < n < 2**62 for n in (*array.shape, *chunks)):
-        shape = f"{times(array.shape)} in chunks of {times(chunks)}"[:200]
-        msg = f"{place} is of {shape}; an image has 2 to 5 axes, none of length zero or above 2^62"
+        shape = f"{array.shape}; an image has 2 to 5 axes, none of length zero or above 2^62"
+        msg = f"{place} has shape {shape}; its chunks are {chunks}"[:500]
         raise LocationError(msg)
     return array
 

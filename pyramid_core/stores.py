@@ -27,8 +27,9 @@ import obstore.store as ob
 from pyramid_core import folder, remote
 from pyramid_core.errors import LocationError, PyramidError
 from pyramid_core.jsons import json_object
-from pyramid_core.remote import URL as _URL
-from pyramid_core.remote import asked, hidden, without_secrets
+from pyramid_core.remote import asked
+from pyramid_core.urls import URL as _URL
+from pyramid_core.urls import hidden, without_secrets
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -127,6 +128,10 @@ class Storage:
     archive: str = ""
     """Folder inside a zip file that holds the image; only for zip files."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A client would take passwords along; each machine has its own.
+        return open_storage, (self.location,)
+
     @property
     def is_zip(self) -> bool:
         """Whether this is a zip file."""
@@ -188,8 +193,8 @@ class Storage:
             return None
         try:
             return json_object(content)
-        except (ValueError, RecursionError) as error:
-            msg = f"{shown(self.location)}: {key} is not JSON ({str(error)[:200]})"
+        except ValueError as error:
+            msg = f"{shown(self.location)}: {key} is {error}"
             raise LocationError(msg) from error
 
     def exists(self, key: str) -> bool:

@@ -20,12 +20,16 @@ from pyramid_core.ngff import COLORS, contrast_window, document_of, parse_multis
 from pyramid_core.params import human
 from pyramid_core.reader import open_image, open_level, read_node
 from pyramid_core.stores import Storage, join, open_storage, shown
+from pyramid_core.swollen import refuse_swollen
 
 Voxels = np.ndarray[Any, Any]
 Color = tuple[int, int, int]
 
 MOST_BYTES = 64_000_000
 """Voxels that are read for a picture: of the level that is shown and of those coarser together."""
+
+_MOST_CHUNKS = 8_000
+"""Chunks that are read for a picture, however small they are: each takes a call to zarr."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,9 @@ def _cut(level: ImageInfo, side: int) -> tuple[Region, int]:
     region = tuple(
         a if axis.name in first else b for a, b, axis in zip(asked, chunks, level.axes, strict=True)
     )
-    return region, math.prod(region_shape(chunks)) * np.dtype(level.dtype).itemsize
+    size = math.prod(region_shape(chunks)) * np.dtype(level.dtype).itemsize
+    count = math.prod(region_shape(grid.touched(asked)))
+    return region, max(size, count * MOST_BYTES // _MOST_CHUNKS)
 
 
 def readable_region(level: ImageInfo) -> Region:
@@ -171,6 +177,7 @@ def read_voxels(storage: Storage, level: ImageInfo, region: Region) -> Voxels:
     try:
         # Not by zarrs, which as we open it asks a bucket for one chunk after the other.
         array = zarr.open_array(storage.zarr_store(), path=level.path, mode="r")
+        refuse_swollen(array, region)
         voxels = np.asarray(array[region])
     except Exception as error:  # zarr and its codecs raise many kinds of error here
         reason = " ".join(str(error).split())[:200]

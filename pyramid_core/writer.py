@@ -7,15 +7,15 @@ to level 0 meanwhile, never lost.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
 
 from pyramid_core.contrast import contrast_windows
-from pyramid_core.errors import TargetError
+from pyramid_core.errors import LocationError, TargetError, system_errors
 from pyramid_core.groups import GROUP_KEYS, refresh_copies, write_group
 from pyramid_core.image import Codec, fill_scalar
 from pyramid_core.leftovers import delete_torn_metadata
@@ -24,19 +24,18 @@ from pyramid_core.ngff import (
     RECORD,
     document_of,
     image_attributes,
-    is_inside,
     narrowed,
     parse_multiscales,
 )
-from pyramid_core.presence import listing_digest
+from pyramid_core.origin import changes_between, look_at
 from pyramid_core.reader import Node, read_node
+from pyramid_core.record import record_of
 from pyramid_core.stores import (
     Storage,
+    is_linked,
     is_url,
-    join,
     local_path,
     open_storage,
-    same_place,
     shown,
 )
 
@@ -73,13 +72,6 @@ def prepare(plan: PyramidPlan) -> None:
         _prepare(image, clear=action == "clear")
 
 
-def source_digest(plan: PyramidPlan) -> str:
-    """Return a digest of what is stored of the source; of its location if it cannot be listed."""
-    source = plan.source
-    place = hashlib.sha256(same_place(join(source.location, source.path)).encode()).hexdigest()
-    return listing_digest(open_storage(source.location), source.path) or place
-
-
 def _decide(plan: PyramidPlan) -> Literal["build", "clear", "published"]:
     """Say what has to be done with what is at the target now, or refuse."""
     storage = open_storage(plan.target)
@@ -94,14 +86,11 @@ def _decide(plan: PyramidPlan) -> Literal["build", "clear", "published"]:
     if node.kind == "array":
         msg = f"{place} is an array; the image needs a group, so choose another place"
         raise TargetError(msg)
+    record = record_of(node.attributes, place)
     named = _named(node)
     _check_names(plan, storage, named)
-    record = node.attributes.get(RECORD)
-    if isinstance(record, dict):
-        return _decide_unfinished(plan, record)
     if record is not None:
-        msg = f"{place} has an attribute {RECORD!r} that is no record of ours; remove it"
-        raise TargetError(msg)
+        return _decide_unfinished(plan, record)
     return _decide_finished(plan, node, named)
 
 
@@ -113,8 +102,8 @@ def _decide_unfinished(
         msg = f"{place} holds an unfinished build; go on with it by --existing resume"
         raise TargetError(msg)
     differing = differences(record.get("plan", {}), plan.identity())
-    if not differing and record.get("source") != source_digest(plan):
-        differing = ["the source, which has changed since"]
+    if not differing and (changed := changes_between(record.get("source"), look_at(plan.source))):
+        differing = [f"the source, which has changed since ({changed})"]
     if differing and plan.existing != "replace":
         msg = (
             f"{place} holds an unfinished build of another plan; they differ in "
@@ -192,27 +181,23 @@ def _brief(value: Any) -> str:
 
 def _named(node: Node) -> list[str]:
     """Return the levels that the record or the document of a group names."""
-    record = node.attributes.get(RECORD)
-    named = list(record.get("plan", {}).get("paths", [])) if isinstance(record, dict) else []
-    if isinstance(record, dict):
-        named += record.get("delete", [])
+    record = record_of(node.attributes, "the group")
+    named = [*record["plan"]["paths"], *record.get("delete", [])] if record else []
     if multiscales := parse_multiscales(node.attributes):
         named += [dataset.path for dataset in multiscales.datasets]
-    return [p for p in dict.fromkeys(named) if isinstance(p, str) and is_inside(p)]
+    return list(dict.fromkeys(named))
 
 
 def _doomed(plan: PyramidPlan, node: Node) -> list[str]:
     """Return the levels that ``replace`` deletes: those that are named, and in place no base."""
-    if not plan.in_place:
-        return _named(node)
-    bases = {plan.levels[0].path}
-    if multiscales := parse_multiscales(node.attributes):
+    bases = {plan.levels[0].path} if plan.in_place else set()
+    multiscales = parse_multiscales(node.attributes)
+    if plan.in_place and multiscales is not None:
         bases.add(multiscales.datasets[0].path)
-    return [
-        path
-        for path in _named(node)
-        if not any(f"{base}/".startswith(f"{path}/") for base in bases)
-    ]
+    named = [p for p in _named(node) if not any(f"{b}/".startswith(f"{p}/") for b in bases)]
+    storage = open_storage(plan.target)
+    # A level is an array: of a group, like labels, nobody knows what it holds.
+    return [p for p in named if (found := read_node(storage, p)) is None or found.kind == "array"]
 
 
 def _children(plan: PyramidPlan) -> list[str]:
@@ -222,6 +207,21 @@ def _children(plan: PyramidPlan) -> list[str]:
 
 def _check_names(plan: PyramidPlan, storage: Storage, named: list[str]) -> None:
     """Refuse to write a level where something is that neither record nor document names."""
+    base = plan.levels[0].path
+    for path in (*named, *(level.path for level in plan.written)):
+        if is_linked(storage.location, path) and not (plan.in_place and path == base):
+            msg = (
+                f"{shown(plan.target)} has a link at {path}, where a level is or would go; what "
+                f"lies elsewhere is not ours to change, so remove the link or choose a --target"
+            )
+            raise TargetError(msg)
+    completes = plan.ngff_version == "0.5" and not plan.source.dimension_names
+    if plan.in_place and completes and is_linked(storage.location, base):
+        msg = (
+            f"{shown(plan.target)} has a link in place of its base, which lacks dimension_names; "
+            f"what lies elsewhere is not ours to change, so choose a --target"
+        )
+        raise TargetError(msg)
     for level in plan.written:
         if level.path in named:
             continue
@@ -235,7 +235,10 @@ def _check_names(plan: PyramidPlan, storage: Storage, named: list[str]) -> None:
 
 
 def _prepare(plan: PyramidPlan, *, clear: bool) -> None:
-    storage = open_storage(plan.target, create=True)
+    with system_errors(LocationError, f"{shown(plan.target)} cannot be built"):
+        look = look_at(plan.source)
+        storage = open_storage(plan.target, create=True)
+        _check_writable(storage)
     node = read_node(storage, "")
     before = node.attributes if node else {}
     paths = [level.path for level in plan.written]
@@ -243,7 +246,7 @@ def _prepare(plan: PyramidPlan, *, clear: bool) -> None:
         "state": "building",
         "in_place": plan.in_place,
         "plan": plan.identity(),
-        "source": source_digest(plan),
+        "source": look,
     }
     attributes = {key: value for key, value in before.items() if key != RECORD}
     if plan.in_place:
@@ -267,12 +270,22 @@ def _prepare(plan: PyramidPlan, *, clear: bool) -> None:
 _OME_KEYS = ("multiscales", "omero")
 
 
+def _check_writable(storage: Storage) -> None:
+    """Raise what the file system says where nothing can be made in a folder."""
+    if not is_url(storage.location):
+        with TemporaryFile(dir=local_path(storage.location)):
+            pass
+
+
 def delete_temporary(plan: PyramidPlan, storage: Storage) -> None:
     """Delete what writers that were killed have left; obstore's own listing does not show it."""
     if is_url(storage.location):
         return
     for level in plan.written:
-        for folder, _, names in os.walk(local_path(storage.location) / level.path):
+        for folder, folders, names in os.walk(local_path(storage.location) / level.path):
+            for link in filter(os.path.islink, (os.path.join(folder, f) for f in folders)):  # noqa: PTH118 - os.walk gives strings
+                msg = f"{link} is a link; what lies elsewhere is not ours to change, so remove it"
+                raise TargetError(msg)
             for name in names:
                 if _TEMPORARY.search(name):
                     os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118 - os.walk gives strings

@@ -40,7 +40,7 @@ def broken(right: dict[str, Any], changes: list[tuple[int, Any]]) -> dict[str, A
         at: Any = document
         for key in way:
             at = at[key]
-        at[last] = value
+        at[last] = copy.deepcopy(value)  # or it would come to hold itself
     return document
 
 

@@ -1,4 +1,4 @@
-"""Promises that only the operating system can confirm: files opened and renamed, memory held."""
+"""A promise that only the operating system can confirm: which files are opened and renamed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import zarr
 
 from tests.stories import chunk_files, noise, write_image
 
@@ -65,7 +63,7 @@ def traced(tmp_path: Path, asked: dict[str, Any]) -> dict[str, list[str]]:
 def test_files_are_read_once_and_written_by_a_rename(
     tmp_path: Path, in_place: bool, shards: list[int]
 ) -> None:
-    """No chunk is opened twice, no final file is opened for writing, and none of the target is read while it is written."""
+    """No chunk is read twice, no final file is opened for writing, and none of the target is read while it is written."""
     source = write_image(tmp_path / "in.zarr", noise((60, 64, 64)), (16, 16, 16))
     built = source if in_place else tmp_path / "out.zarr"
     asked = {
@@ -104,62 +102,9 @@ def chunks_in(lines: list[str], array: Path, call: str) -> list[str]:
     for line in lines:
         if call not in line.split("(")[0]:
             continue
-        if "O_DIRECTORY" in line:  # a listing
+        # A listing, or a look at the header of a chunk before it is decoded (swollen.py).
+        if "O_DIRECTORY" in line or "O_NONBLOCK" in line:
             continue
         names = re.findall(rf'"({re.escape(str(array))}/c(?:/\d+)+)"', line)
         found += names[-1:]
     return found
-
-
-# --- memory -----------------------------------------------------------------------------------
-
-PEAK = """
-import json, sys
-from pathlib import Path
-from pyramid_core import PyramidParams, build_pyramid
-
-build_pyramid(PyramidParams(**json.loads(sys.argv[1])))
-# Not getrusage: a child inherits the peak of the process that started it.
-print(next(line for line in Path("/proc/self/status").open() if line.startswith("VmHWM")))
-"""
-
-ALLOWANCE = 300
-"""Megabytes that Python and its libraries may take beside the limit."""
-
-
-@pytest.fixture(scope="session")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of 268 MB, more than two thirds of what the build may hold in all."""
-    place = tmp_path_factory.mktemp("large") / "in.zarr"
-    group = zarr.open_group(place, mode="w", zarr_format=3)
-    array: Any = group.create_array("0", shape=(512,) * 3, chunks=(64,) * 3, dtype="u2")
-    dice = np.random.default_rng(0)
-    for start in range(0, 512, 64):
-        array[start : start + 64] = dice.integers(0, 2**16, (64, 512, 512), "u2")
-    return place
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-@pytest.mark.parametrize(
-    ("limit", "shards"),
-    [
-        (100, []),
-        (150, [256, 256, 256]),  # one shard is 34 MB, and what it is made of 268 MB
-    ],
-)
-def test_a_build_stays_under_its_memory_limit(
-    tmp_path: Path, large: Path, limit: int, shards: list[int]
-) -> None:
-    """The peak of the process is under memory_limit + 300 MB, though the image alone is larger than the limit."""
-    asked = {
-        "source": str(large),
-        "target": str(tmp_path / "out.zarr"),
-        "memory_limit": f"{limit}MB",
-        "workers": 4,
-        "shards": shards,
-    }
-    argv = [sys.executable, "-c", PEAK, json.dumps(asked)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
-    peak = int(done.stdout.split()[1]) * 1024 / 1e6
-    print(f"peak {peak:.0f} MB under a limit of {limit} MB")
-    assert peak < limit + ALLOWANCE

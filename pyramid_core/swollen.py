@@ -1,0 +1,115 @@
+"""What a stored chunk would expand to, looked up before a decoder takes its word for it.
+
+A kilobyte of zstd or blosc may say that it holds a terabyte: decoders then ask for that much, and
+one of them ends the process where there is not as much. Only files are looked at, outside of
+shards; and what they say, where they are compressed by zstd or blosc alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from typing import Any
+
+from pyramid_core.grid import Grid, Region, pieces, region_shape
+
+_ROOM = 2**26
+"""Bytes beyond a chunk that a decoder may take: a header tells of blocks, not of bytes."""
+
+_ENVELOPE = 2**16
+"""Bytes that a codec may add. Gzip, whose header says nothing, makes a thousand of each."""
+
+_BLOCK = 2**17
+"""The most bytes that one block of a zstd frame gives."""
+
+
+def refuse_swollen(array: Any, region: Region) -> None:
+    """Look at the chunks of a region of an array, before they are decoded.
+
+    Args:
+        array: A zarr array.
+        region: What will be read of it.
+
+    Raises:
+        ValueError: If one would expand to much more than a chunk holds.
+    """
+    store = getattr(getattr(array, "store_path", None), "store", None)
+    root = str(getattr(store, "root", ""))
+    if not root or array.shards:
+        return
+    codec = _codec(array)
+    whole = math.prod(array.chunks) * array.dtype.itemsize
+    cells = Grid(array.shape, array.chunks).touched(region)
+    for index in _indexes(cells):
+        key = array.metadata.encode_chunk_key(index)
+        path = os.path.join(root, array.store_path.path, key)  # noqa: PTH118 - called for every chunk
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            continue  # whoever reads it says so
+        try:
+            encoded = os.fstat(file).st_size
+            size = _LOOKS[codec](file, whole + _ROOM) if codec else 0
+        finally:
+            os.close(file)
+        if size > whole + _ROOM:
+            msg = f"{key} would expand to {size:,} bytes or more, but a chunk holds {whole:,}"
+            raise ValueError(msg)
+        if encoded > 2 * whole + _ENVELOPE:
+            msg = f"{key} has {encoded:,} bytes, but a chunk holds {whole:,}"
+            raise ValueError(msg)
+
+
+def _codec(array: Any) -> str:
+    """Return zstd or blosc if chunks are compressed by that alone."""
+    if len(array.compressors) != 1:
+        return ""
+    codec = array.compressors[0]
+    name = str(getattr(codec, "codec_id", "") or codec.to_dict().get("name"))
+    return name if name in ("zstd", "blosc") else ""
+
+
+def _indexes(cells: Region) -> list[tuple[int, ...]]:
+    shape = region_shape(cells)
+    return [tuple(c.start + p.start for c, p in zip(cells, piece, strict=True))
+            for piece in pieces(shape, 1)]  # fmt: skip
+
+
+def _blosc(file: int, enough: int) -> int:  # noqa: ARG001 - as the other
+    head = os.pread(file, 8, 0)
+    return int(struct.unpack("<I", head[4:])[0]) if len(head) == 8 else 0
+
+
+def _zstd(file: int, enough: int) -> int:
+    """Return the bytes that the frames of a file give at most, or say that they give.
+
+    The walk over the headers of blocks (RFC 8878) ends where it is more than *enough*.
+    """
+    at = total = 0
+    while total <= enough:
+        head = os.pread(file, 18, at)
+        if len(head) < 5 or head[:4] != b"\x28\xb5\x2f\xfd":
+            break  # the end, or what no decoder takes
+        flags = head[4]
+        single = flags >> 5 & 1
+        sized = (single, 2, 4, 8)[flags >> 6]
+        start = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]
+        said = int.from_bytes(head[start : start + sized], "little") + (256 if sized == 2 else 0)
+        if said > enough:
+            return said
+        at += start + sized
+        last = False
+        while not last and total <= enough:
+            block = os.pread(file, 3, at)
+            if len(block) < 3:
+                return total
+            number = int.from_bytes(block, "little")
+            last, kind, length = bool(number & 1), number >> 1 & 3, number >> 3
+            total += _BLOCK if kind == 2 else length
+            at += 3 + (1 if kind == 1 else length)
+        at += 4 if flags & 4 else 0
+    return total
+
+
+_LOOKS = {"zstd": _zstd, "blosc": _blosc}

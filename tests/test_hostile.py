@@ -1,0 +1,238 @@
+"""Whatever an image says of itself: a message, bounded memory, an end, and nothing outside of it is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from pyramid_core import PyramidParams, build_pyramid, open_image, plan_pyramid, verify_pyramid
+from pyramid_core.errors import PyramidError, TargetError, printable
+from pyramid_core.inbox import find_images
+from pyramid_core.jsons import json_object
+from pyramid_core.origin import look_at
+from pyramid_core.preview import render_preview
+from tests.hostile import broken, changes
+from tests.hostile_images import CANARY, LIES, image, surroundings
+from tests.stories import tree
+
+ROOT = Path(__file__).parent.parent
+
+HELD = 600_000_000
+"""Bytes that meeting a lie may take beside what the process holds: 100 MB of JSON are cut at 34."""
+
+IN_CI = re.compile(
+    r"exabyte|one chunk|huge numbers|billion|pickle|scale|10\^5|path '\.\.|path '0/\.\.|escapes|that lead"
+    r"|that are linked|is a link|deep|100 MB|5000|consolidated [5{]|clearing|levels '|plan |chunk: |zip"
+)
+"""The lies that are met by default: those that were believed once, and those that would do harm."""
+
+SLOW = re.compile(r"2 GB|1 GB|gigabyte|100 MB|10\^5|hundred thousand")
+
+
+def met(folder: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Meet lies in a process of its own; return what became of each."""
+    argv = [sys.executable, "-W", "ignore", "-m", "tests.hostile_run", str(folder)]
+    done = subprocess.run(
+        [*argv, json.dumps(names)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    at = f"{found[-1]['lie']}, {found[-1]['entry']}" if found else "the beginning"
+    assert done.returncode == 0, f"died after {at}: {done.stdout[-500:]}{done.stderr[-500:]}"
+    return found
+
+
+def outside(folder: Path) -> dict[str, str]:
+    """Return a digest of all that lies outside of the images."""
+    return {
+        name: digest
+        for name, digest in tree(folder).items()
+        if re.match(r"\d+/inbox/(outside|source|base|unpickled)", name)
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
+def test_no_lie_is_believed(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Every entry ends, with a message of ours, in bounded memory, and touches, reads and unpickles nothing outside."""
+    whole = bool(request.config.getoption("--long"))
+    names = [n for n in LIES if whole or (IN_CI.search(n) and not SLOW.search(n))]
+    found = met(tmp_path, names)
+    assert {f["lie"] for f in found} == set(names)
+    wrong = [f for f in found if f["became"] not in ("done", "refused")]
+    assert not wrong, "\n".join(f"{f['lie']}, {f['entry']}: {f['said']}" for f in wrong)
+    large = [(f["lie"], f["entry"], f["held"]) for f in found if f["held"] > HELD]
+    assert not large
+    printed = "".join(f["printed"] for f in found)
+    assert "Traceback" not in printed
+    assert all(c.isprintable() or c == "\n" for c in printed)
+    assert not any(CANARY in f["said"] + f["printed"] for f in found)
+    assert list(tmp_path.glob("*/inbox/unpickled")) == []
+    before = tmp_path / "before"
+    surroundings(before / "inbox")
+    image(before / "inbox/source.zarr")
+    expected = {n: d for n, d in tree(before).items() if n.startswith("inbox/")}
+    for number, name in enumerate(names):
+        now = {
+            n.split("/", 1)[1]: d
+            for n, d in outside(tmp_path).items()
+            if n.startswith(f"{number}/") and "/base" not in n
+        }
+        assert now == expected, name
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes)
+def test_anything_may_stand_anywhere_in_metadata(tmp_path: Path, changes: Any) -> None:
+    """A right document with any other value somewhere: it is opened, planned, verified, drawn, or refused in our words."""
+    place = tmp_path / "image.zarr"
+    if not place.exists():
+        image(place)
+    for key in ("zarr.json", "0/zarr.json"):
+        before = (place / key).read_bytes()
+        try:
+            (place / key).write_text(json.dumps(broken(json.loads(before), changes)))
+            params = PyramidParams(
+                source=str(place), target=str(tmp_path / "t.zarr"), edges="partial"
+            )
+            for entry in (
+                lambda: str(plan_pyramid(open_image(str(place)).info, params)),  # noqa: B023 - run at once
+                lambda: str(verify_pyramid(str(place), "none")),
+                lambda: render_preview(str(place), width=400),
+                lambda: find_images(str(tmp_path)),
+            ):
+                with suppress(PyramidError):  # in our words; anything else is a fault
+                    entry()
+        finally:
+            (place / key).write_bytes(before)
+    assert not (tmp_path / "t.zarr").exists()
+
+
+# --- links and records: what is deleted and written ---------------------------------------------
+
+
+def asked(place: Path, **more: Any) -> PyramidParams:
+    return PyramidParams(**{"source": str(place), "step": [2, 2], "chunks": [16, 16],
+                            "edges": "partial", "workers": 2, **more})  # fmt: skip
+
+
+@pytest.mark.parametrize("existing", ["resume", "replace"])
+@pytest.mark.parametrize("link", ["1", "1/c", "1/c/0"])
+def test_nothing_is_written_or_deleted_through_a_link(
+    tmp_path: Path, existing: str, link: str
+) -> None:
+    """A level, or a folder in it, that leads to another image is refused; that image stays as it was."""
+    place, other = image(tmp_path / "a.zarr"), image(tmp_path / "b.zarr")
+    for built in (place, other):
+        build_pyramid(asked(built))
+    look = look_at(open_image(str(place)).info)
+    shutil.rmtree(place / link)
+    (place / link).symlink_to(other / link)
+    document = json.loads((place / "zarr.json").read_text())
+    entry = document["attributes"]["ome"]["multiscales"][0]
+    entry["datasets"] = entry["datasets"][:1]
+    document["attributes"]["zarr-pyramid-flow"] = {
+        "state": "building", "in_place": True, "plan": entry["metadata"]["kwargs"], "source": look,
+    }  # fmt: skip
+    (place / "zarr.json").write_text(json.dumps(document))
+    for path in (other / "1/c").rglob("*"):
+        if path.is_file():
+            path.unlink()  # so there is something to write
+            break
+    before = tree(other)
+    with pytest.raises(TargetError, match="link"):
+        build_pyramid(asked(place, existing=existing))
+    assert (place / link).is_symlink()
+    assert tree(other) == before
+
+
+def test_labels_behind_a_link_are_not_built(tmp_path: Path) -> None:
+    """In place, label images that lie elsewhere get no levels: they are not ours to change."""
+    place, other = tmp_path / "a.zarr", image(tmp_path / "b.zarr")
+    LIES["labels that are linked"](place)
+    surroundings(tmp_path)
+    before = tree(other.parent / "outside.zarr")
+    with pytest.raises(PyramidError, match=r"labels/cells is a link"):
+        build_pyramid(asked(place))
+    assert tree(tmp_path / "outside.zarr") == before
+
+
+def test_a_base_behind_a_link_is_not_completed(tmp_path: Path) -> None:
+    """A base that lies elsewhere gets no dimension_names; with a target it is a source like any other."""
+    place = tmp_path / "a.zarr"
+    LIES["the base is a link"](place)
+    before = tree(tmp_path / "base")
+    with pytest.raises(TargetError, match="link in place of its base"):
+        build_pyramid(asked(place))
+    build_pyramid(asked(place, target=str(tmp_path / "built.zarr")))
+    assert tree(tmp_path / "base") == before
+    assert verify_pyramid(str(tmp_path / "built.zarr"), "full").ok
+
+
+def test_a_group_is_never_deleted_for_a_level(tmp_path: Path) -> None:
+    """Replace deletes arrays that a record names, never a group, whatever it is called."""
+    place = image(tmp_path / "a.zarr")
+    kept = image(place / "more")
+    document = json.loads((place / "zarr.json").read_text())
+    record = {"state": "clearing", "in_place": True, "plan": {"paths": ["0", "more"]}, "source": ""}
+    document["attributes"]["zarr-pyramid-flow"] = {**record, "delete": ["more", "0"]}
+    (place / "zarr.json").write_text(json.dumps(document))
+    before = tree(kept), tree(place / "0")
+    build_pyramid(asked(place, existing="replace"))
+    assert (tree(kept), tree(place / "0")) == before
+    assert verify_pyramid(str(place), "full").ok
+
+
+# --- small parts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "nested more than 100 levels"),
+        (b" " * (2**25 + 1), "more than 33,554,432 bytes"),
+        (b"[]", "not a JSON object"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
+    ],
+)
+def test_json_is_read_within_bounds(content: bytes, says: str) -> None:
+    """What is too deep, too large, too long or no object is refused, and says so."""
+    with pytest.raises(ValueError, match=says):
+        json_object(content)
+
+
+def test_what_is_printed_cannot_move_the_cursor() -> None:
+    """Control characters, marks of direction and lone surrogates are spelled out; lines stay lines."""
+    assert printable("a\x1b[2J\r\x9b\u202e\udc80\nb µm") == (
+        "a\\x1b[2J\\r\\x9b\\u202e\\udc80\nb µm"
+    )
+
+
+def test_a_report_shows_a_name_and_does_nothing_else(tmp_path: Path) -> None:
+    """A name with HTML, Markdown, lines and escapes in it is text of one line in the report of a run."""
+    from flows.reports import report
+
+    place = tmp_path / "a.zarr"
+    LIES["document: a name that escapes"](place)
+    lines = report(build_pyramid(asked(place))).splitlines()
+    assert lines[0].startswith("# \\x1b[2J".replace("[", "&#91;"))
+    assert not any(sign in lines[0] for sign in ("<", "|", "[", "\x1b"))
+    assert not any(line.startswith("# ") for line in lines[1:])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    """Metadata that is a pipe is refused at once."""
+    place = image(tmp_path / "a.zarr")
+    (place / "0/zarr.json").unlink()
+    os.mkfifo(place / "0/zarr.json")
+    with pytest.raises(PyramidError, match="is a pipe"):
+        open_image(str(place))
