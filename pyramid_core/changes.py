@@ -18,8 +18,9 @@ import obstore.exceptions
 from pyramid_core import remote
 from pyramid_core.errors import AccessError, LocationError, StoreError
 from pyramid_core.presence import digest_of, object_hash
-from pyramid_core.remote import asked, hidden
+from pyramid_core.remote import asked
 from pyramid_core.stores import Storage, absolute, is_url, local_path, open_storage, shown
+from pyramid_core.urls import hidden
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta

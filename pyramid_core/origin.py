@@ -9,12 +9,11 @@ import hashlib
 import json
 from typing import Any
 
-import obstore
-
+from pyramid_core import remote
 from pyramid_core.grid import Grid
 from pyramid_core.image import ImageInfo
 from pyramid_core.presence import METADATA, Presence, digest_of, object_hash
-from pyramid_core.stores import Storage, join, open_storage, same_place
+from pyramid_core.stores import Storage, join, open_storage, same_place, shown
 
 _WITHOUT = ("attributes", "dimension_names")
 """What of an array's metadata leaves its voxels as they are; a commit in place adds the names."""
@@ -83,10 +82,10 @@ def _told_by_server(storage: Storage, source: ImageInfo) -> dict[str, str]:
 
 def _mark(storage: Storage, key: str) -> str:
     """Return what the answer to a read tells before its content; asked like a read, which works."""
-    try:
-        meta = obstore.get(storage._store, key).meta
-    except FileNotFoundError:
+    found = remote.get(storage._store, key, shown(storage.location))
+    if found is None:
         return ""
+    meta = found.meta
     return f"{meta['size']} {meta['e_tag'] or meta['last_modified'].isoformat()}"
 
 

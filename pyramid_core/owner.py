@@ -32,11 +32,12 @@ from pyramid_core.errors import (
     is_transient,
     reason_and_remedy,
 )
-from pyramid_core.remote import asked, connect, hidden
+from pyramid_core.remote import asked, connect
 from pyramid_core.stores import Storage, is_url, local_path, open_storage, shown, split
+from pyramid_core.urls import hidden
 
 if TYPE_CHECKING:
-    from obstore import UpdateVersion
+    from obstore import ObjectMeta, PutResult, UpdateVersion
 
 BEAT_SECONDS = 5.0
 """An owner object moves this often."""
@@ -188,7 +189,7 @@ class _ObjectOwner(Owner):
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
         self._lost = False
-        self._e_tag = self._take()
+        self._version = self._take()
         self._thread = threading.Thread(target=self._beat, name="owner", daemon=True)
         self._thread.start()
 
@@ -222,56 +223,56 @@ class _ObjectOwner(Owner):
     def _content(self) -> bytes:
         return json.dumps({"token": self._token, "who": _who(), "beat": uuid.uuid4().hex}).encode()
 
-    def _take(self) -> str:
-        """Create the object, or take over one that does not move; return its etag."""
-        deadline, seen = 0.0, ""
+    def _take(self) -> UpdateVersion:
+        """Create the object, or take over one that does not move; return its version."""
+        deadline = 0.0
+        seen: UpdateVersion = {}
         while True:
             try:
                 return self._create()
             except AlreadyExistsError:
                 pass
-            found, e_tag = self._look()
-            if not e_tag:
+            found, version = self._look()
+            if not version:
                 continue  # it was released meanwhile
             if found.get("token") == self._token:
-                return e_tag  # ours: the answer to it was lost
-            if seen and e_tag != seen:
+                return version  # ours: the answer to it was lost
+            if seen and version != seen:
                 who = found.get("who", "another build")
                 msg = f"{shown(self._target)} is being built by {who}; wait for it, or stop it"
                 raise TargetBusyError(msg)
             if not seen:
-                deadline, seen = time.monotonic() + WATCH_SECONDS, e_tag
+                deadline, seen = time.monotonic() + WATCH_SECONDS, version
             elif time.monotonic() > deadline:
                 try:
-                    return self._put_over(e_tag)
+                    return self._put_over(version)
                 except PreconditionError:
-                    found, e_tag = self._look()
+                    found, version = self._look()
                     if found.get("token") == self._token:
-                        return e_tag  # ours: the answer to it was lost
-                    seen = ""  # someone else was faster; watch that one
+                        return version  # ours: the answer to it was lost
+                    seen = {}  # someone else was faster; watch that one
             time.sleep(min(1.0, BEAT_SECONDS / 2))
 
-    def _create(self) -> str:
+    def _create(self) -> UpdateVersion:
         content, place = self._content(), shown(self._target)
         made = asked(place, lambda: obstore.put(self._store, self._key, content, mode="create"))
-        return str(made["e_tag"])
+        return _version(made)
 
-    def _look(self) -> tuple[dict[str, str], str]:
-        """Return what the object says and its etag; nothing where it is not there."""
+    def _look(self) -> tuple[dict[str, str], UpdateVersion]:
+        """Return what the object says and its version; nothing where it is not there."""
         found = self._place.get(self._key)
         if found is None:
-            return {}, ""
-        content, e_tag = found[0], str(found[1]["e_tag"])
+            return {}, {}
+        content, version = found[0], _version(found[1])
         try:
-            return dict(json.loads(content)), e_tag
+            return dict(json.loads(content)), version
         except (ValueError, TypeError):
-            return {}, e_tag
+            return {}, version
 
-    def _put_over(self, e_tag: str) -> str:
+    def _put_over(self, version: UpdateVersion) -> UpdateVersion:
         content, place = self._content(), shown(self._target)
-        mode: UpdateVersion = {"e_tag": e_tag}
-        made = asked(place, lambda: obstore.put(self._store, self._key, content, mode=mode))
-        return str(made["e_tag"])
+        made = asked(place, lambda: obstore.put(self._store, self._key, content, mode=version))
+        return _version(made)
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
@@ -285,14 +286,21 @@ class _ObjectOwner(Owner):
     def _move(self) -> bool:
         """Beat once; return whether the object is still ours."""
         try:
-            self._e_tag = self._put_over(self._e_tag)
+            self._version = self._put_over(self._version)
         except PreconditionError:
             # Taken over, or our last beat arrived and the answer to it was lost.
-            found, e_tag = self._look()
+            found, version = self._look()
             if found.get("token") != self._token:
                 return False
-            self._e_tag = e_tag
+            self._version = version
         return True
+
+
+def _version(told: PutResult | ObjectMeta) -> UpdateVersion:
+    """Return the version of an object: S3 and Azure compare the etag, Google a number."""
+    if told["version"] is None:
+        return {"e_tag": told["e_tag"]}
+    return {"e_tag": told["e_tag"], "version": told["version"]}
 
 
 @contextmanager

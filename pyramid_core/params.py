@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from pyramid_core.errors import RequestError
+from pyramid_core.urls import refuse_secrets
 
 Method = Literal["mean", "median", "mode", "min", "max", "stride"]
 """How a window of voxels becomes one voxel."""
@@ -148,7 +149,14 @@ Location = Annotated[str, Field(pattern=r"\S"), BeforeValidator(_check_location)
 class _Asked(BaseModel):
     """What all that is asked has in common. Fields of a base that is named last come first."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
+
+    @field_validator("source", "target", "inbox", "outbox", check_fields=False)
+    @classmethod
+    def _refuse_secrets(cls, value: str | None) -> str | None:
+        return value and refuse_secrets(value)
 
 
 class _Image(_Asked):

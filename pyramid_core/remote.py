@@ -14,22 +14,21 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import obstore
 import obstore.store as ob
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from pyramid_core.errors import AccessError, PyramidError, StoreError
+from pyramid_core.urls import authorization, hidden, refuse_secrets
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 Answer = TypeVar("Answer")
-
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_ANY_URL = re.compile(URL.pattern + r"[^\s\"'<>]+")
 
 TIMEOUT = "60s"
 """For one request and its answer; a read goes on where it stopped, a write starts anew."""
@@ -51,22 +50,9 @@ _STORE_SAYS = re.compile(
 )
 """How messages of the client begin, which zarrs passes on as bare text."""
 _WRONG = re.compile(r"status code: (401|403|404|400|301|307)\b")
+_NO_ROLE = ("169.254.169.254", "/latest/api/token", "/computeMetadata/")
+"""Of the places where a machine asks for the credentials of its role."""
 _UNTRUSTED = re.compile(r"InvalidCertificate|UnknownIssuer|invalid peer certificate|certificate")
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL without user, password, query and fragment.
-
-    >>> without_secrets("https://me:secret@host/x.zarr?signature=1")
-    'https://host/x.zarr'
-    """
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def hidden(text: str) -> str:
-    """Return a text with the secrets of all URLs in it left out."""
-    return _ANY_URL.sub(lambda url: without_secrets(url[0]), text)
 
 
 def connect(location: str, *, hasty: bool = False) -> ob.ObjectStore:
@@ -79,21 +65,26 @@ def connect(location: str, *, hasty: bool = False) -> ob.ObjectStore:
 
     Raises:
         AccessError: If there are no credentials.
-        LocationError: If no store of this kind can be opened.
+        LocationError: If no store of this kind can be opened, or the URL may hold a secret.
     """
-    s3 = location.lower().startswith(("s3://", "s3a://"))
+    refuse_secrets(location)
+    kind = _kind(location)
     options: dict[str, Any] = {"timeout": TIMEOUT, "connect_timeout": "10s"}
     if location.lower().startswith("http://"):
         options["allow_http"] = True  # it was asked for by name
+    if kind == "http":
+        options["default_headers"] = authorization(location)
     attempts = os.environ.get("AWS_MAX_ATTEMPTS", str(ATTEMPTS))
-    if s3:
+    if kind == "gs" and any(map(_PLAIN_GS.search, map(str, map(os.environ.get, _PLACES_GS)))):
+        options["allow_http"] = True
+    if kind == "s3":
         endpoint = [os.environ.get(f"AWS_{name}", "")
                     for name in ("ENDPOINT", "ENDPOINT_URL", "ENDPOINT_URL_S3")]  # fmt: skip
         if any(url.lower().startswith("http://") for url in endpoint):
             options["allow_http"] = True
         options |= {n: os.environ[f"AWS_{n.upper()}"] for n in _CLIENT
                     if f"AWS_{n.upper()}" in os.environ}  # fmt: skip
-        _refuse_without_credentials(location)
+    _refuse_without_credentials(location)
     if hasty:
         options["timeout"], attempts = "5s", "2"
     retries = max(0, int(attempts) - 1) if attempts.isdecimal() else ATTEMPTS - 1
@@ -108,22 +99,48 @@ def connect(location: str, *, hasty: bool = False) -> ob.ObjectStore:
     return store
 
 
-_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE",
-                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-                "AWS_CONTAINER_CREDENTIALS_FULL_URI")  # fmt: skip
-_WHAT_TO_SET = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles in ~/.aws are not read: "
+_CREDENTIALS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE",
+           "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_BEARER_TOKEN",
+           "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_SKIP_SIGNATURE"),
+}  # fmt: skip
+_WHAT_TO_SET = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles in ~/.aws are not read: "
     'eval "$(aws configure export-credentials --format env)" sets them), '
-    "or AWS_SKIP_SIGNATURE=true for a public bucket"
-)
+    "or AWS_SKIP_SIGNATURE=true for a public bucket",
+    "gs": "name the file of a service account in GOOGLE_APPLICATION_CREDENTIALS, or call gcloud "
+    "auth application-default login, or set GOOGLE_SKIP_SIGNATURE=true to read a public bucket",
+    "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "http": "name its host, your login and password in ~/.netrc",
+}
+_PLACES_GS = ("GOOGLE_BASE_URL", "GOOGLE_SERVICE_ACCOUNT_KEY")
+_PLAIN_GS = re.compile(r'(?:^|"gcs_base_url"\s*:\s*")http://', re.IGNORECASE)
+_GCLOUD = "~/.config/gcloud/application_default_credentials.json"
+
+
+def _kind(location: str) -> str:
+    scheme = location.partition(":")[0].lower()
+    return {"s3a": "s3", "https": "http"}.get(scheme, scheme)
+
+
+def _what_to_set(place: str) -> str:
+    return _WHAT_TO_SET.get(_kind(place), "see which variables the README names")
 
 
 def _refuse_without_credentials(location: str) -> None:
     """Refuse at once what would ask the address of a machine's role for a minute."""
-    if any(os.environ.get(name) for name in _CREDENTIALS):
+    kind = _kind(location)
+    if any(os.environ.get(name) for name in _CREDENTIALS.get(kind, ())):
         return
-    if not _has_role(os.environ.get("AWS_METADATA_ENDPOINT", "http://169.254.169.254")):
-        msg = f"{without_secrets(location)}: no credentials were found; {_WHAT_TO_SET}"
+    if kind == "s3":
+        role = os.environ.get("AWS_METADATA_ENDPOINT", "http://169.254.169.254")
+    elif kind == "gs" and not Path(os.path.expanduser(_GCLOUD)).is_file():  # noqa: PTH111 - no home is no error
+        role = "http://" + os.environ.get("GCE_METADATA_HOST", "169.254.169.254")
+    else:
+        return
+    if not _has_role(role):
+        msg = f"{location}: no credentials were found; {_what_to_set(location)}"
         raise AccessError(msg)
 
 
@@ -192,14 +209,15 @@ def told(error: BaseException, place: str) -> AccessError | StoreError:
     line = hidden(text.split("\n")[0].partition(": <")[0])[:300].rstrip()
     status = found[1] if (found := _WRONG.search(text)) else ""
     if "NoSuchBucket" in text:
-        return AccessError(f"{place}: there is no such bucket; look at its name, and at the "
-                           f"endpoint (AWS_ENDPOINT_URL) and region (AWS_REGION)")  # fmt: skip
-    if "169.254.169.254" in text or "/latest/api/token" in text:
-        return AccessError(f"{place}: no credentials were found; {_WHAT_TO_SET}")
+        where = (", and at the endpoint (AWS_ENDPOINT_URL) and region (AWS_REGION)"
+                 if _kind(place) == "s3" else "")  # fmt: skip
+        return AccessError(f"{place}: there is no such bucket; look at its name{where}")
+    if any(words in text for words in _NO_ROLE):
+        return AccessError(f"{place}: no credentials were found; {_what_to_set(place)}")
     refused = ("PermissionDeniedError", "UnauthenticatedError")
     if status in ("401", "403") or type(error).__name__ in refused:
         return AccessError(f"{place}: the store refuses us ({_code(text) or status}); look at the "
-                           f"credentials and what they may do: {_WHAT_TO_SET}")  # fmt: skip
+                           f"credentials and what they may do: {_what_to_set(place)}")  # fmt: skip
     if status in ("301", "307") or "without LOCATION" in text or "AuthorizationHeaderMal" in text:
         return AccessError(f"{place}: the bucket is in another region; set AWS_REGION to its own")
     if _UNTRUSTED.search(text):

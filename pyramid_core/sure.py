@@ -13,6 +13,8 @@ from pyramid_core.errors import PyramidError, StoreError
 from pyramid_core.remote import PAUSES, asked, is_listed, may_pass, told
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
@@ -54,8 +56,15 @@ class SureStore(ObjectStore[Any]):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object."""
+        await self._told(super().set(key, value))
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object where there is none."""
+        await self._told(super().set_if_not_exists(key, value))
+
+    async def _told(self, write: Awaitable[None]) -> None:
         try:
-            await super().set(key, value)
+            await write
             return
         except (BaseError, OSError) as error:
             failed = told(error, self.place)

@@ -365,23 +365,6 @@ def test_no_credential_is_told_or_stored(
     assert not [s for s in said for secret in (b"hunter2", b"hush") if secret in s]
 
 
-@pytest.mark.usefixtures("store")
-def test_a_password_in_a_url_is_not_told(proxy: Proxy, tmp_path: Path) -> None:
-    """Of a web server that refuses, is gone, or has nothing, the message names the place alone."""
-    place = proxy.address.replace("://", "://me:hunter2@") + "/nothing/a.zarr?signature=hush"
-    for kind in ("denied", "broken", "reset", "missing"):
-        proxy.behave()
-        proxy.rule(kind, "", times=-1)
-        status, text = pyramid("build", place, "--target", str(tmp_path / "b.zarr"))
-        assert status in (1, 2)
-        assert "Traceback" not in text
-        assert text.count("\n") == 1, text
-        assert "/nothing/a.zarr" in text
-        assert "hunter2" not in text
-        assert "hush" not in text
-    proxy.behave()
-
-
 def test_what_lacks_is_named(store: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """No credentials, a bucket that is not there, and a refusal each say what to set; status 2."""
     status, text = pyramid("plan", "s3://no-such-bucket-at-all/a.zarr")
