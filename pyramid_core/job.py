@@ -7,10 +7,14 @@ import socket
 import uuid
 from dataclasses import dataclass
 
+from pyramid_core.errors import StoppedError
 from pyramid_core.grid import Shape
 from pyramid_core.image import Fill, ImageInfo
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.params import Method
+from pyramid_core.reader import read_node
+from pyramid_core.record import digest_of_record
+from pyramid_core.stores import is_url, open_storage, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class LevelJob:
     """Blocks that one process may work on at the same time within ``memory_limit``."""
     driver: str
     """Host and process that hands out the blocks."""
+    record: str = ""
+    """Digest of the record of what is being built at the target; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +96,26 @@ def level_job(plan: PyramidPlan, level: Level) -> LevelJob:
         skips=plan.background is not None,
         slots=max(1, plan.memory_limit // max(1, level.memory)),
         driver=this_process(),
+        record=_record(plan.target),
     )
+
+
+def refuse_other_build(job: LevelJob) -> None:
+    """Raise where another build has begun at the target of a job, or this one has ended.
+
+    A worker may outlive the run that died, and so may a thread whose process was held up until the
+    target was taken over: no block of theirs may come between those of another plan.
+
+    Raises:
+        StoppedError: If it is so.
+    """
+    location = job.target[0]
+    may_outlive = job.driver != this_process() or is_url(location)
+    if job.record and may_outlive and _record(location) != job.record:
+        msg = f"{shown(location)} is no longer built by this run, so nothing more is written to it"
+        raise StoppedError(msg)
+
+
+def _record(location: str) -> str:
+    node = read_node(open_storage(location), "")
+    return digest_of_record(node.attributes) if node else ""

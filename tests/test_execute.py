@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -15,7 +16,14 @@ import zarr
 
 from pyramid_core import PyramidParams, execute, open_image, plan_pyramid, verify_pyramid
 from pyramid_core.build import build_level, build_pyramid
-from pyramid_core.errors import BuildError, DefectError, TargetError
+from pyramid_core.errors import (
+    BuildError,
+    DefectError,
+    LocationError,
+    StoppedError,
+    TargetError,
+)
+from pyramid_core.job import level_job
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.owner import Owner
 from pyramid_core.writer import prepare
@@ -26,6 +34,7 @@ from tests.stories import (
     build,
     chunk_files,
     document,
+    identities,
     noise,
     steps_of,
     tree,
@@ -265,15 +274,15 @@ def test_a_chunk_that_cannot_be_decoded_ends_the_build(
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
-def test_a_folder_where_a_chunk_should_be_ends_the_build(tmp_path: Path, zarr_format: int) -> None:
-    """Among chunks that are there, one that is no file cannot be read, and nothing is published."""
+def test_a_folder_where_a_chunk_should_be_is_refused(tmp_path: Path, zarr_format: int) -> None:
+    """Among chunks that are there, one that is no file is not background, and nothing is begun."""
     source = write_image(tmp_path / "in.zarr", noise((32, 32)), (8, 8), zarr_format=zarr_format)
     spoiled = chunk_files(source / "0")[5]
     spoiled.unlink()
     spoiled.mkdir()
-    with pytest.raises(BuildError, match=r"level 0, voxels \[0:32, 0:32\]: \w+Error: "):
+    with pytest.raises(LocationError, match=r"1 is a folder where chunks are stored; remove it"):
         build(source, tmp_path / "out.zarr")
-    assert attributes(tmp_path / "out.zarr")["zarr-pyramid-flow"]["state"] == "building"
+    assert not (tmp_path / "out.zarr").exists()
 
 
 class Meddling(ThreadPoolExecutor):
@@ -348,3 +357,20 @@ def test_a_block_that_the_gate_finds_wrong_is_built_again(tmp_path: Path) -> Non
     result = build_pyramid(params)
     assert result.blocks_built == 1
     assert tree(tmp_path / "out.zarr") == tree(others)
+
+
+@pytest.mark.parametrize("left", ["another plan", "published"])
+def test_a_worker_that_outlives_its_run_writes_nothing_to_the_target_of_another(
+    tmp_path: Path, left: str
+) -> None:
+    """A block of a run that was killed cannot come between those of the build that replaced it."""
+    source = write_image(tmp_path / "in.zarr", noise((32, 32)), (8, 8))
+    plan = planned(source, tmp_path / "out.zarr")
+    job = dataclasses.replace(level_job(plan, plan.levels[1]), driver="a host that died:1")
+    assert execute.build_block(job, (0, 0), None).index == (0, 0)
+    replaced = {"method": "max", "existing": "replace"} if left == "another plan" else {}
+    build(source, tmp_path / "out.zarr", **replaced)
+    before = identities(tmp_path)
+    with pytest.raises(StoppedError, match="no longer built by this run"):
+        execute.build_block(job, (0, 0), None)
+    assert identities(tmp_path) == before

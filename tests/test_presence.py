@@ -146,9 +146,9 @@ def test_only_what_is_asked_is_listed(tmp_path: Path, monkeypatch: pytest.Monkey
     listed: list[str] = []
     listing = Storage.listing
 
-    def noted(self: Storage, prefix: str = "") -> Iterator[StoredObject]:
+    def noted(self: Storage, prefix: str = "", *, odd: bool = False) -> Iterator[StoredObject]:
         listed.append(prefix)
-        return listing(self, prefix)
+        return listing(self, prefix, odd=odd)
 
     monkeypatch.setattr(Storage, "listing", noted)
     found = Presence(storage, "0", Grid((3, 3, 3), (1, 1, 1)), "c", "/")
