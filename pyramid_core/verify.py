@@ -202,7 +202,7 @@ def verify_pyramid(
     if said := container(storage, node):
         raise LocationError(said)
     findings, multiscales, levels = audit(storage, node.attributes)
-    if multiscales is not None:  # else they would be asked of what we could not read ourselves
+    if levels:  # else they would be asked of what we could not read ourselves
         findings += _validators(storage)
     images = []
     if multiscales is not None:
