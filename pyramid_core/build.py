@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pyramid_core.errors import GO_ON, BuildError, LocationError, system_errors
 from pyramid_core.execute import LevelRun, run_level
 from pyramid_core.grid import times
 from pyramid_core.job import BlockResult
@@ -130,8 +131,14 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
     """Build what is missing of a plan by the steps given; raises what ``build_pyramid`` does."""
     start = time.perf_counter()
     targets = [image.target for image in plan.images]
-    with own(*targets) as owner, open_executor(plan, executor) as workers:
-        left = still_to_build(plan, workers)
+    place = shown(plan.target)
+    with (
+        own(*targets) as owner,
+        open_executor(plan, executor) as workers,
+        system_errors(BuildError, f"{place} could not be finished", GO_ON),
+    ):
+        with system_errors(LocationError, f"{place} cannot be built"):
+            left = still_to_build(plan, workers)
         log.info("%s", plan.headline)
         for note in plan.notes:
             log.info("note: %s", note)
@@ -199,7 +206,8 @@ def plan_build(params: PyramidParams) -> PyramidPlan:
         phantom, _ = plan_phantom(params.source, **_phantom(params))
         return plan_pyramid(foreseen(phantom), params)
     plan = plan_pyramid(open_image(params.source).info, params)
-    published(plan)
+    with system_errors(LocationError, f"{shown(plan.target)} cannot be built"):
+        published(plan)
     return plan
 
 

@@ -31,8 +31,12 @@ def look_at(source: ImageInfo) -> dict[str, Any]:
     if not storage.listable:
         return {**look, **_told_by_server(storage, source)}
     objects = size = total = 0
-    for item in storage.listing(source.path):
-        if item.key.rpartition("/")[2] not in METADATA:
+    presence = _presence(storage, source)
+    deepest = presence.key((0,) * len(source.shape)).count("/")
+    for item in storage.listing(source.path, odd=True):
+        if item.odd or item.key.count("/") > deepest:
+            presence.refuse_odd(item, source.path)
+        if not item.odd and item.key.rpartition("/")[2] not in METADATA:
             objects, size = objects + 1, size + item.size
             total += object_hash(item.key, item.size, item.mark)
     return {**look, "objects": objects, "bytes": size, "digest": digest_of(total)}
@@ -70,14 +74,18 @@ def _metadata(storage: Storage, path: str) -> str:
 
 
 def _told_by_server(storage: Storage, source: ImageInfo) -> dict[str, str]:
-    units = Grid(source.shape, source.write_unit)
-    presence = Presence(storage, source.path, units, source.key_prefix, source.separator)
+    units, presence = Grid(source.shape, source.write_unit), _presence(storage, source)
     at = f"{source.path}/" if source.path else ""
     keys = [at + name for name in sorted(METADATA - {".zattrs"})]
     keys += [presence.key(units.index(number)) for number in (0, units.size - 1)]
     marks = " ".join(_mark(storage, key) for key in keys)
     place = same_place(join(source.location, source.path))
     return {"place": _hash(place), "marks": _hash(marks)}
+
+
+def _presence(storage: Storage, source: ImageInfo) -> Presence:
+    units = Grid(source.shape, source.write_unit)
+    return Presence(storage, source.path, units, source.key_prefix, source.separator)
 
 
 def _mark(storage: Storage, key: str) -> str:

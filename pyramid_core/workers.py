@@ -54,7 +54,7 @@ def open_executor(plan: PyramidPlan, executor: Executor | None = None) -> Iterat
             reason = str(error).split("\n")[0]
             msg = f"no Dask scheduler answers at {plan.dask_address}: {reason}"
             raise ClusterError(msg) from error
-        with client, _quiet("distributed.client"):
+        with _quiet("distributed.client"), client:
             _wait_for_worker(client, plan.dask_address)
             yield client.get_executor(pure=False)
     else:
