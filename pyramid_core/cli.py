@@ -25,7 +25,7 @@ from pyramid_core.version import VERSION
 if TYPE_CHECKING:
     from pyramid_core.build import BuildResult, Progress
     from pyramid_core.execute import LevelRun
-from pyramid_core.job import BlockResult
+    from pyramid_core.job import BlockResult
 
 DONE, FAILED, WRONG = 0, 1, 2
 
