@@ -84,7 +84,8 @@ def _blosc(file: int, enough: int) -> int:  # noqa: ARG001 - as the other
 def _zstd(file: int, enough: int) -> int:
     """Return the bytes that the frames of a file give at most, or say that they give.
 
-    The walk over the headers of blocks (RFC 8878) ends where it is more than *enough*.
+    The walk over the headers of blocks (RFC 8878) ends where it is more than *enough*. A frame that
+    says its size is held to it by every decoder; of others, each block may give all that one can.
     """
     at = total = 0
     while total <= enough:
@@ -96,8 +97,8 @@ def _zstd(file: int, enough: int) -> int:
         sized = (single, 2, 4, 8)[flags >> 6]
         start = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]
         said = int.from_bytes(head[start : start + sized], "little") + (256 if sized == 2 else 0)
-        if said > enough:
-            return said
+        if sized:
+            total += said
         at += start + sized
         last = False
         while not last and total <= enough:
@@ -106,7 +107,8 @@ def _zstd(file: int, enough: int) -> int:
                 return total
             number = int.from_bytes(block, "little")
             last, kind, length = bool(number & 1), number >> 1 & 3, number >> 3
-            total += _BLOCK if kind == 2 else length
+            if not sized:
+                total += _BLOCK if kind == 2 else length
             at += 3 + (1 if kind == 1 else length)
         at += 4 if flags & 4 else 0
     return total

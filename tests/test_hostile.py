@@ -6,24 +6,29 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from pyramid_core import PyramidParams, build_pyramid, open_image, plan_pyramid, verify_pyramid
+from pyramid_core.arrays import open_array
 from pyramid_core.errors import PyramidError, TargetError, printable
 from pyramid_core.inbox import find_images
 from pyramid_core.jsons import json_object
 from pyramid_core.origin import look_at
 from pyramid_core.preview import render_preview
+from pyramid_core.stores import open_storage
+from pyramid_core.swollen import refuse_swollen
 from tests.hostile import broken, changes
 from tests.hostile_images import CANARY, LIES, image, surroundings
-from tests.stories import tree
+from tests.stories import tree, write_image
 
 ROOT = Path(__file__).parent.parent
 
@@ -236,3 +241,17 @@ def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(place / "0/zarr.json")
     with pytest.raises(PyramidError, match="is a pipe"):
         open_image(str(place))
+
+
+@pytest.mark.parametrize(("flags", "size"), [(0xC0, struct.pack("<Q", 4096)), (0x00, b"")])
+def test_a_zstd_frame_of_small_blocks_is_taken_at_its_word_where_it_says_its_size(
+    tmp_path: Path, flags: int, size: bytes
+) -> None:
+    """Writers that flush often make many blocks; decoders hold a frame to the size that it says."""
+    place = write_image(tmp_path / "a.zarr", np.ones((64, 64), "u1"), (64, 64))
+    block = struct.pack("<I", 1 << 3 | 2 << 1)[:3] + b"\x00"
+    frame = b"\x28\xb5\x2f\xfd" + bytes([flags, 0x58]) + size + block * 1000
+    (place / "0/c/0/0").write_bytes(frame)
+    array = open_array(open_storage(str(place)), "0")
+    with nullcontext() if size else pytest.raises(ValueError, match="would expand to"):
+        refuse_swollen(array, (slice(0, 64), slice(0, 64)))
