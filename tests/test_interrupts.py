@@ -68,6 +68,20 @@ def until(true: Callable[[], object], what: str, seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
+started: list[subprocess.Popen[str]] = []
+"""What a test has started, and has to end."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    yield
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
 class Running:
     """A command in a session of its own, like one that a terminal has started."""
 
@@ -80,6 +94,8 @@ class Running:
             argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
             cwd=tmp_path, start_new_session=True,
         )  # fmt: skip
+
+        started.append(self.process)
 
     @property
     def passed(self) -> int:
