@@ -464,8 +464,8 @@ ODD = ("pipe", "socket", "loop", "dangling", "folder", "full folder", "device")
     ("odd", "where", "zarr_format"),
     [
         *((odd, "source", 3) for odd in ODD),
-        *((odd, "source", 2) for odd in ("pipe", "dangling", "folder", "full folder")),
-        *((odd, "target", 3) for odd in ("pipe", "loop", "full folder")),
+        *((odd, "source", 2) for odd in ("dangling", "full folder")),
+        *((odd, "target", 3) for odd in ("pipe", "full folder")),
     ],
 )
 def test_what_is_no_file_in_the_place_of_a_chunk_is_an_error_and_never_background(
