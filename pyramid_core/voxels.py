@@ -66,15 +66,13 @@ def only_lacks(found: Checked) -> bool:
     then building again would lose what is there.
     """
     plan = found.plan
-    for level in plan.written:
-        job = level_job(plan, level)
-        source, target = source_presence(job), target_presence(plan, level)
-        for index, fault in found.wrong[level.index].items():
-            need, _ = needed_units(plan, job, source, index)
-            if (target.window(units_of(level, index)) & ~need).any():
-                return False
-            if fault and level == plan.written[0]:
-                return False
+    first = plan.written[0]  # what is coarser can be made again of it
+    job = level_job(plan, first)
+    source, target = source_presence(job), target_presence(plan, first)
+    for index, fault in found.wrong[first.index].items():
+        need, _ = needed_units(plan, job, source, index)
+        if fault or (target.window(units_of(first, index)) & ~need).any():
+            return False
     return True
 
 

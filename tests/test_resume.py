@@ -156,6 +156,21 @@ def test_what_was_deleted_of_a_finished_image_is_built_again(tmp_path: Path, sou
     assert changed <= spoiled
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_level_that_lost_all_its_chunks_is_built_again(
+    tmp_path: Path, source: Path, in_place: bool
+) -> None:
+    """What is coarser says nothing against it: that is made again of it."""
+    asked = request(source, None if in_place else tmp_path / "out.zarr", verify="sample")
+    again(asked)
+    built = source if in_place else tmp_path / "out.zarr"
+    whole = tree(built)
+    for path in chunk_files(built / "1"):
+        path.unlink()
+    assert again(asked).blocks_built > 0
+    assert tree(built) == whole
+
+
 def test_an_object_of_no_bytes_is_taken_for_missing(tmp_path: Path, source: Path) -> None:
     """What a power loss leaves of a chunk is built again."""
     asked = request(source, tmp_path / "out.zarr")
