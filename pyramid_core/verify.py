@@ -9,10 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, get_args
 
-import obstore.exceptions
-
 from pyramid_core.audit import Finding, audit
-from pyramid_core.changes import reason_of
 from pyramid_core.decode import Wanted, decode_level
 from pyramid_core.errors import DefectError, LocationError, RequestError, TargetError, system_errors
 from pyramid_core.grid import Region, Shape, times
@@ -194,9 +191,6 @@ def verify_pyramid(
     except LocationError as error:
         # Something is there, but it is broken: a defect, not a wrong question.
         return Verification(location, mode, (Finding("error", "", str(error)),), (), 0, 0)
-    except obstore.exceptions.BaseError as error:
-        msg = f"{shown(location)} cannot be read: {reason_of(error)}"
-        raise LocationError(msg) from error
     if node is None or node.kind != "group":
         raise LocationError(_no_image(storage, node))
     if said := container(storage, node):
@@ -225,7 +219,7 @@ def _no_image(storage: Storage, node: Node | None) -> str:
         above, _name = split(above)
         if not above:
             break
-        with suppress(LocationError, OSError, obstore.exceptions.BaseError):
+        with suppress(RequestError, OSError):
             around = read_node(open_storage(above), "")
             if around is not None and "multiscales" in document_of(around.attributes):
                 return f"{msg}; it belongs to the image {shown(above)}, so give that"

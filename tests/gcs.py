@@ -6,7 +6,6 @@ In a process of its own, for the reason that ``tests/s3.py`` tells. Emulators sp
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.child import running_child
 
 BUCKET, TOKEN = "bucket", "token"
 PAGE = 7
@@ -28,15 +29,8 @@ LOCK = threading.Lock()
 @contextmanager
 def running_gcs() -> Iterator[str]:
     """Yield the address of an empty server, which ends with the block, or with this process."""
-    with subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.stdin.close()  # what it waits for
+    with running_child("tests.gcs") as child:
+        yield child.address()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -12,7 +12,6 @@ import re
 import socket
 import ssl
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,8 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.child import Child, running_child
 
 KINDS = ("slow_down", "reset", "stall", "truncated", "chunked", "missing")
 """What can go wrong: 503 SlowDown; the connection is reset, before the server hears of the request
@@ -37,21 +38,19 @@ ANSWERS = {"denied": (403, "AccessDenied"), "broken": (500, "InternalError"),
 class Proxy:
     """The proxy as tests see it; every word goes to its process as a line of JSON."""
 
-    def __init__(self, process: subprocess.Popen[str]):
-        self._process = process
+    def __init__(self, child: Child):
+        self._child = child
         self._lock = threading.Lock()
         self.address: str = self._answer()["address"]
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        answer: dict[str, Any] = json.loads(self._child.heard.readline())
         return answer
 
     def _say(self, **words: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
         with self._lock:
-            self._process.stdin.write(json.dumps(words) + "\n")
-            self._process.stdin.flush()
+            self._child.said.write(json.dumps(words) + "\n")
+            self._child.said.flush()
             return self._answer()
 
     def behave(self) -> None:
@@ -92,22 +91,8 @@ class Proxy:
 @contextmanager
 def running_proxy(server: str, *, certificate: str = "") -> Iterator[Proxy]:
     """Start a proxy of a server; it ends with the block, or with this process."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, server, certificate],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield Proxy(process)
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(20)
-        process.stdout.close()
+    with running_child("tests.proxy", server, certificate) as child:
+        yield Proxy(child)
 
 
 # --- what runs in the process of the proxy ---------------------------------------------------

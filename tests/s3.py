@@ -6,32 +6,18 @@ server in a thread of the reading process would never come to answer.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from tests.child import running_child
 
 
 @contextmanager
 def running_moto() -> Iterator[str]:
     """Yield the address of a moto server, which ends with the block, or with this process."""
-    process = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        address = process.stdout.readline().strip()
-        assert address.startswith("http://"), "moto did not start"
-        yield address
-    finally:
-        process.stdin.close()  # what it waits for
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(20)
-        process.stdout.close()
+    with running_child("tests.s3") as child:
+        yield child.address()
 
 
 def serve() -> None:
