@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pyramid_core.audit import Finding
-from pyramid_core.execute import read_block, run_blocks
+from pyramid_core.execute import read_block
+from pyramid_core.flight import run_blocks
 from pyramid_core.grid import Grid, Region, Shape
 from pyramid_core.image import ImageInfo
 from pyramid_core.job import LevelJob, this_process

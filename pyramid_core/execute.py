@@ -1,8 +1,7 @@
-"""Run the missing blocks of a level on any ``concurrent.futures.Executor``.
+"""Build, check or read one block, and find the missing blocks of a level.
 
 One block is one call of ``build_block`` with frozen data, in a thread here or in a process of a
-Dask cluster; running it twice is harmless. A window of a few blocks per worker is in flight, so
-nothing here grows with the image.
+Dask cluster; running it twice is harmless.
 """
 
 from __future__ import annotations
@@ -10,15 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    CancelledError,
-    Executor,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -27,15 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyramid_core.arrays import open_array, with_padding
-from pyramid_core.errors import (
-    GO_ON,
-    BuildError,
-    PyramidError,
-    SourceError,
-    StoppedError,
-    is_transient,
-    reason_and_remedy,
-)
+from pyramid_core.errors import PyramidError, SourceError, StoppedError, is_transient
+from pyramid_core.flight import run_blocks, stopped
 from pyramid_core.grid import (
     Grid,
     Region,
@@ -60,7 +45,7 @@ from pyramid_core.presence import Mask, Presence
 from pyramid_core.remote import asked
 from pyramid_core.stores import Storage, is_url, open_storage, shown
 from pyramid_core.swollen import refuse_swollen
-from pyramid_core.workers import in_flight, is_cluster, return_what_is_freed, warnings_heard
+from pyramid_core.workers import in_flight, return_what_is_freed, warnings_heard
 
 if TYPE_CHECKING:
     import zarr
@@ -68,9 +53,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
-
-_stopped: set[str] = set()
-"""Tokens of jobs that shall end; seen by the threads of this process only."""
 
 
 def build_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult:
@@ -187,7 +169,7 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
     first = stored.touched(finer_region(region, level.step, job.finer_shape))
 
     def reduce_tile(tile: Region) -> None:
-        if job.token in _stopped:
+        if job.token in stopped:
             raise StoppedError("stopped")
         fine = finer_region(tile, level.step, job.finer_shape)
         cells = shift(stored.touched(fine), tuple(axis.start for axis in first))
@@ -285,59 +267,6 @@ def _slot(job: LevelJob) -> Iterator[None]:
         slot = _slots(job.token, job.slots)
     with slot:
         yield
-
-
-Task = Callable[[LevelJob, Shape, Mask | None], BlockResult]
-
-
-def run_blocks(
-    job: LevelJob,
-    task: Task,
-    blocks: Iterator[tuple[Shape, Mask | None]],
-    executor: Executor,
-    in_flight: int,
-) -> Iterator[BlockResult]:
-    """Run a task on blocks, a bounded number at a time; yield each result as it comes.
-
-    Raises:
-        BuildError: If a block fails; names level, region and cause. The blocks that run are
-            waited for, the others are not begun.
-    """
-    pending: dict[Future[BlockResult], Shape] = {}
-    try:
-        for index, present in blocks:
-            pending[executor.submit(task, job, index, present)] = index
-            if len(pending) >= in_flight:
-                yield from _finished(job, pending)
-        while pending:
-            yield from _finished(job, pending)
-    finally:
-        _stopped.add(job.token)
-        # Dask calls a block cancelled that its worker goes on with; it must end before the target
-        # is let go. A lost scheduler answers at once, a lost worker's blocks run elsewhere.
-        if not is_cluster(executor):
-            for future in pending:
-                future.cancel()
-        wait(pending)
-        _stopped.discard(job.token)
-
-
-def _finished(job: LevelJob, pending: dict[Future[BlockResult], Shape]) -> Iterator[BlockResult]:
-    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-    for future in done:
-        index = pending.pop(future)
-        try:
-            result = future.result()
-        except Exception as error:
-            region = job.level.blocks.region(index)
-            at = ", ".join(f"{axis.start}:{axis.stop}" for axis in region)
-            cause = str(error).split("\n")[0][:300] or type(error).__name__
-            cause = reason_and_remedy(error, GO_ON) or f"{type(error).__name__}: {cause}"
-            if isinstance(error, CancelledError):  # Dask's words for it are none
-                cause = f"the Dask scheduler was lost; start one{GO_ON}"
-            msg = f"level {job.level.path}, voxels [{at}]: {cause}"
-            raise BuildError(msg) from error
-        yield result
 
 
 @dataclass

@@ -20,7 +20,8 @@ from pyramid_core.errors import (
     TargetError,
     system_errors,
 )
-from pyramid_core.execute import background_block, run_blocks, write_block
+from pyramid_core.execute import background_block, write_block
+from pyramid_core.flight import run_blocks
 from pyramid_core.grid import Region, Shape, region_shape, times
 from pyramid_core.groups import write_group
 from pyramid_core.image import Axis, ImageInfo

@@ -9,7 +9,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from pyramid_core.audit import Finding
-from pyramid_core.execute import check_block, run_blocks
+from pyramid_core.execute import check_block
+from pyramid_core.flight import run_blocks
 from pyramid_core.grid import Region, Shape
 from pyramid_core.job import LevelJob, level_job
 from pyramid_core.model import Level, PyramidPlan

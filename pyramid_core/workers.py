@@ -54,7 +54,7 @@ def open_executor(plan: PyramidPlan, executor: Executor | None = None) -> Iterat
             reason = str(error).split("\n")[0]
             msg = f"no Dask scheduler answers at {plan.dask_address}: {reason}"
             raise ClusterError(msg) from error
-        with _quiet("distributed.client"), client:
+        with _quiet("distributed.client"), _quiet("tornado.application"), client:
             _wait_for_worker(client, plan.dask_address)
             yield client.get_executor(pure=False)
     else:
@@ -191,3 +191,18 @@ def in_flight(plan: PyramidPlan, executor: Executor) -> int:
 def is_cluster(executor: Executor) -> bool:
     """Return whether blocks run on a Dask cluster."""
     return hasattr(executor, "_client")  # of distributed's own executor
+
+
+def is_lost(executor: Executor) -> bool:
+    """Return whether the connection to the scheduler of a Dask cluster is gone.
+
+    While Dask tries to connect again, all that was begun is lost already.
+    """
+    return is_cluster(executor) and executor._client.status != "running"  # type: ignore[attr-defined] # Dask's
+
+
+def all_ended(executor: Executor) -> bool:
+    """Return whether all that a Dask cluster was given has ended, told or not."""
+    if not is_cluster(executor):
+        return False
+    return all(future.done() for future in list(executor._futures))  # type: ignore[attr-defined] # Dask's

@@ -46,6 +46,7 @@ FLOORS = (
     "workers",
     "job",
     "needs",
+    "flight",
     "execute",
     "phantom",
     "audit",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pyramid_core import PyramidParams, execute, open_image, plan_pyramid, verify_pyramid
+from pyramid_core import PyramidParams, execute, flight, open_image, plan_pyramid, verify_pyramid
 from pyramid_core.build import build_level, build_pyramid
 from pyramid_core.errors import (
     BuildError,
@@ -374,3 +374,42 @@ def test_a_worker_that_outlives_its_run_writes_nothing_to_the_target_of_another(
     with pytest.raises(StoppedError, match="no longer built by this run"):
         execute.build_block(job, (0, 0), None)
     assert identities(tmp_path) == before
+
+
+class Lost(Executor):
+    """What is left of a Dask cluster once touch with its scheduler is lost."""
+
+    class _Client:
+        status = "running"
+
+        def nthreads(self) -> dict[str, int]:
+            """Return one worker with two threads."""
+            return {"worker": 2}
+
+    def __init__(self, loss: str) -> None:
+        self.loss = loss
+        self._client = self._Client()
+        self._futures: list[Future[Any]] = []
+
+    def submit(self, *_: Any, **__: Any) -> Future[Any]:
+        """Take a block, of which nothing will be told; or refuse, as a client that is closed."""
+        if self._client.status == "closed":
+            raise RuntimeError("Client is closed. Can't send update-graph message.")
+        if self.loss == "its result is lost":
+            self._futures.append(Future())
+            self._futures[-1].set_result(None)
+        else:
+            self._client.status = "connecting" if self.loss == "never told" else "closed"
+        return Future()
+
+
+@pytest.mark.parametrize("loss", ["never told", "refused", "its result is lost"])
+def test_a_scheduler_that_is_lost_as_blocks_are_handed_over_ends_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """Dask never tells of blocks that are handed over while it has no connection, nor of one whose result it lost; the build ends all the same, in words."""
+    monkeypatch.setattr(flight, "_LOOK_AGAIN", 0.01)
+    source = write_image(tmp_path / "in.zarr", noise((64, 64, 64)), (8, 8, 8))
+    params = PyramidParams(source=str(source), target=str(tmp_path / "out.zarr"))
+    with pytest.raises(BuildError, match="level 0: the Dask scheduler was lost; start one, then"):
+        build_pyramid(params, executor=Lost(loss))
