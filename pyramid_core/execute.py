@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyramid_core.arrays import open_array, with_padding
+from pyramid_core.direct import DirectArray, direct
 from pyramid_core.errors import PyramidError, SourceError, StoppedError, is_transient
 from pyramid_core.flight import run_blocks, stopped
 from pyramid_core.grid import (
@@ -131,7 +132,7 @@ def read_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult
     return BlockResult(index, time.perf_counter() - start, this_process(), not fault, fault)
 
 
-def _read(location: str, array: zarr.Array[Any], region: Region) -> Array:
+def _read(location: str, array: zarr.Array[Any] | DirectArray, region: Region) -> Array:
     refuse_swollen(array, region)
     return asked(shown(location), lambda: np.asarray(array[region]))
 
@@ -141,7 +142,9 @@ def _fault(error: Exception) -> str:
 
 
 def _is_stored(job: LevelJob, region: Region, expected: Array) -> bool:
-    arrays = [partial(_opened, job.token, *job.target, padded=False)]
+    arrays: list[Callable[[], zarr.Array[Any] | DirectArray]] = [
+        partial(_opened, job.token, *job.target, padded=False)
+    ]
     if is_url(job.target[0]):
         # What differs may have been answered to be missing, so it is read again.
         arrays.append(partial(_opened_surely, job.token, *job.target))
@@ -239,10 +242,16 @@ def _storage(token: str, location: str) -> Storage:  # noqa: ARG001 - the token 
 
 
 @lru_cache(maxsize=32)
-def _opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array[Any]:  # noqa: ARG001 - the token keeps jobs apart
+def _opened(
+    token: str,  # noqa: ARG001 - keeps jobs apart
+    location: str,
+    path: str,
+    *,
+    padded: bool,
+) -> zarr.Array[Any] | DirectArray:
     with _opening:
         array = open_array(open_storage(location), path, writable=padded)
-        return with_padding(array) if padded else array
+        return direct(with_padding(array) if padded else array)
 
 
 @lru_cache(maxsize=32)

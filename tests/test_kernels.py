@@ -353,15 +353,21 @@ def test_what_cannot_be_reduced_is_refused(
 
 
 REDUCE_ONCE = """
-import numpy as np, kernels
+import numpy as np
+from pyramid_core import kernels, means
 print(kernels.reduce_block(np.array([1, 2, 6], "u2"), (3,), "mean"))
-print(sum(kernels._mean_integer.stats.cache_hits.values()))
+print(sum(means.mean_integer_16.stats.cache_hits.values()))
 """
 
 
 def reduce_in_a_new_process(folder: Path, **environment: str) -> str:
-    """Reduce in a process with a copy of the kernels in *folder* and only *environment*."""
-    shutil.copy(str(kernels.__file__), folder)
+    """Reduce in a process with a copy of the package in *folder* and only *environment*."""
+    shutil.copytree(
+        Path(kernels.__file__).parent,
+        folder / "pyramid_core",
+        ignore=shutil.ignore_patterns("__pycache__"),
+        dirs_exist_ok=True,
+    )
     kept = {
         name: os.environ[name]
         for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH")
@@ -389,7 +395,8 @@ def test_a_second_process_does_not_compile_again(tmp_path: Path) -> None:
 
 def test_a_process_that_can_write_nowhere_still_reduces(tmp_path: Path) -> None:
     """As in a container, read-only and without a home; files bar the way, for root too."""
-    (tmp_path / "__pycache__").write_text("not a folder")
+    (tmp_path / "pyramid_core").mkdir()
+    (tmp_path / "pyramid_core" / "__pycache__").write_text("not a folder")
     nowhere = os.devnull
     assert reduce_in_a_new_process(tmp_path, HOME=nowhere, XDG_CACHE_HOME=nowhere) == "[3]\n0\n"
     assert reduce_in_a_new_process(tmp_path, HOME=nowhere, XDG_CACHE_HOME=nowhere) == "[3]\n0\n"

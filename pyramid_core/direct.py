@@ -1,0 +1,67 @@
+"""Arrays that are read and written by the thread that asks.
+
+zarr hands every call to the thread of its event loop, which hands it to a pool: three threads for
+one call, each waiting for the GIL. zarrs needs none of them, so here it is called at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyramid_core.grid import Grid, Region, region_shape, shift
+
+if TYPE_CHECKING:
+    import zarr
+
+Array = np.ndarray[Any, Any]
+
+
+class DirectArray:
+    """An array of zarrs, of which regions are read and written; all else is the array's own."""
+
+    def __init__(self, array: zarr.Array[Any]):
+        """Take an array that was opened with the pipeline of zarrs."""
+        self._array = array
+        self._zarrs: Any = array._async_array.codec_pipeline.impl  # type: ignore[attr-defined] # of its pipeline
+        self._units = Grid(array.shape, array.shards or array.chunks)
+        self._folder = f"{array.store_path.path}/" if array.store_path.path else ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._array, name)
+
+    def __getitem__(self, region: Region) -> Array:
+        """Return the voxels of a region; fill where nothing is stored."""
+        voxels = np.empty(region_shape(region), self._array.dtype)
+        self._zarrs.retrieve_chunks_and_apply_index(self._items(region), voxels)
+        return voxels
+
+    def __setitem__(self, region: Region, voxels: Array) -> None:
+        """Write a region of whole write units; those of nothing but fill are not stored."""
+        keeps_fill = self._array.config.write_empty_chunks
+        voxels = np.ascontiguousarray(voxels)
+        self._zarrs.store_chunks_with_indices(self._items(region), voxels, keeps_fill)
+
+    def _items(self, region: Region) -> list[Any]:
+        """Say in zarrs' words which part of which stored object is which part of the region."""
+        from zarrs._internal import ChunkItem
+
+        shape = list(region_shape(region))
+        start = tuple(axis.start for axis in region)
+        unit = self._units.cell
+        items = []
+        for part in self._units.within(region):
+            cell = tuple(axis.start // n for axis, n in zip(part, unit, strict=True))
+            origin = tuple(i * n for i, n in zip(cell, unit, strict=True))
+            key = self._folder + self._array.metadata.encode_chunk_key(cell)
+            items.append(ChunkItem(key, shift(part, origin), unit, shift(part, start), shape))
+        return items
+
+
+def direct(array: zarr.Array[Any]) -> zarr.Array[Any] | DirectArray:
+    """Return the array, read and written at once where that can be done."""
+    from zarrs.pipeline import ZarrsCodecPipeline
+
+    is_zarrs = isinstance(array._async_array.codec_pipeline, ZarrsCodecPipeline)
+    return DirectArray(array) if is_zarrs else array
