@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyramid_core.grid import Grid, Region, region_shape, shift
+from pyramid_core.grid import Grid, Region, Shape, multiply, region_shape, shift
 
 if TYPE_CHECKING:
     import zarr
@@ -33,8 +33,20 @@ class DirectArray:
 
     def __getitem__(self, region: Region) -> Array:
         """Return the voxels of a region; fill where nothing is stored."""
-        voxels = np.empty(region_shape(region), self._array.dtype)
-        self._zarrs.retrieve_chunks_and_apply_index(self._items(region), voxels)
+        return self._read(self._items(region), region_shape(region))
+
+    def stacked(self, chunks: list[Region]) -> Array:
+        """Return chunks of one size, one on top of the other along the first axis."""
+        rows, *others = region_shape(chunks[0])
+        shape = (len(chunks) * rows, *others)
+        sides = [slice(0, n) for n in others]
+        places = [(slice(n * rows, (n + 1) * rows), *sides) for n in range(len(chunks))]
+        items = [self._item(part, place, shape) for part, place in zip(chunks, places, strict=True)]
+        return self._read(items, shape)
+
+    def _read(self, items: list[Any], shape: Shape) -> Array:
+        voxels = np.empty(shape, self._array.dtype)
+        self._zarrs.retrieve_chunks_and_apply_index(items, voxels)
         return voxels
 
     def __setitem__(self, region: Region, voxels: Array) -> None:
@@ -44,19 +56,18 @@ class DirectArray:
         self._zarrs.store_chunks_with_indices(self._items(region), voxels, keeps_fill)
 
     def _items(self, region: Region) -> list[Any]:
-        """Say in zarrs' words which part of which stored object is which part of the region."""
+        start, shape = tuple(axis.start for axis in region), region_shape(region)
+        return [self._item(part, shift(part, start), shape) for part in self._units.within(region)]
+
+    def _item(self, part: Region, place: Region, shape: Shape) -> Any:
+        """Say to zarrs which part of a stored object is which place of voxels of a shape."""
         from zarrs._internal import ChunkItem
 
-        shape = list(region_shape(region))
-        start = tuple(axis.start for axis in region)
         unit = self._units.cell
-        items = []
-        for part in self._units.within(region):
-            cell = tuple(axis.start // n for axis, n in zip(part, unit, strict=True))
-            origin = tuple(i * n for i, n in zip(cell, unit, strict=True))
-            key = self._folder + self._array.metadata.encode_chunk_key(cell)
-            items.append(ChunkItem(key, shift(part, origin), unit, shift(part, start), shape))
-        return items
+        cell = tuple(axis.start // n for axis, n in zip(part, unit, strict=True))
+        inside = shift(part, multiply(cell, unit))
+        key = self._folder + self._array.metadata.encode_chunk_key(cell)
+        return ChunkItem(key, inside, unit, place, shape)
 
 
 def direct(array: zarr.Array[Any]) -> zarr.Array[Any] | DirectArray:

@@ -137,6 +137,11 @@ def _read(location: str, array: zarr.Array[Any] | DirectArray, region: Region) -
     return asked(shown(location), lambda: np.asarray(array[region]))
 
 
+def _read_stack(location: str, array: DirectArray, chunks: list[Region]) -> Array:
+    refuse_swollen(array, *chunks)
+    return asked(shown(location), lambda: array.stacked(chunks))
+
+
 def _fault(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -167,21 +172,38 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
     region = level.blocks.region(index)
     block = background_block(job, index)
     origin = tuple(axis.start for axis in region)
-    source = _opened(job.token, *job.source, padded=False)
-    stored = Grid(job.finer_shape, job.stored)
-    first = stored.touched(finer_region(region, level.step, job.finer_shape))
+    first = _stored(job).touched(finer_region(region, level.step, job.finer_shape))
+
+    def is_listed(stored: Region) -> bool:
+        """Return whether the stored object that holds a region of the finer level was listed."""
+        cell = _stored(job).touched(stored)
+        return present is not None and bool(
+            present[tuple(axis.start - f.start for axis, f in zip(cell, first, strict=True))]
+        )
 
     def reduce_tile(tile: Region) -> None:
         if job.token in stopped:
             raise StoppedError("stopped")
         fine = finer_region(tile, level.step, job.finer_shape)
-        cells = shift(stored.touched(fine), tuple(axis.start for axis in first))
-        if present is not None and job.skips and not present[cells].any():
+        regions = list(_stored(job).within(fine))
+        listed = [stored for stored in regions if is_listed(stored)]
+        if present is not None and job.skips:
+            regions = listed
+        if not regions:
             return
-        voxels = _read(job.source[0], source, fine)
-        if present is not None:
-            voxels = _sure(job, voxels, fine, present[cells])
-        block[shift(tile, origin)] = reduce_block(voxels, level.step, job.method)
+        source = _opened(job.token, *job.source, padded=False)
+        stack: list[Region] = []
+        if isinstance(source, DirectArray) and _can_stack(job, source, fine):
+            stack = regions
+            voxels = _read_stack(job.source[0], source, stack)
+        else:
+            voxels = _read(job.source[0], source, fine)
+        for stored in listed:
+            _make_sure(job, voxels[_place(stored, stack, fine)], stored)
+        reduced = reduce_block(voxels, level.step, job.method)
+        for part in stack or [fine]:
+            place = _coarser(_place(part, stack, fine), level.step)
+            block[shift(_coarser(part, level.step), origin)] = reduced[place]
 
     tiles = Grid(level.shape, level.tile).within(region)
     if level.tile_threads == 1:
@@ -194,34 +216,58 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
     return block
 
 
-def _sure(job: LevelJob, voxels: Array, fine: Region, present: Mask) -> Array:
-    """Return the voxels, sure that nothing which the listing showed was read as background.
+def _stored(job: LevelJob) -> Grid:
+    return Grid(job.finer_shape, job.stored)
+
+
+def _can_stack(job: LevelJob, source: DirectArray, fine: Region) -> bool:
+    """Return whether the chunks of a tile can be read and reduced one on top of the other.
+
+    So no chunk is taken apart into rows to lie beside another, and those of nothing but background
+    are left out. It takes whole chunks, of which no window sticks out.
+    """
+    return not source.shards and all(
+        axis.start % n == axis.stop % n == n % s == 0
+        for axis, n, s in zip(fine, job.stored, job.level.step, strict=True)
+    )
+
+
+def _place(part: Region, stack: list[Region], fine: Region) -> Region:
+    """Return where a region of the finer level lies in the voxels that were read."""
+    if not stack:
+        return shift(part, tuple(axis.start for axis in fine))
+    rows, *others = region_shape(part)
+    start = stack.index(part) * rows
+    return (slice(start, start + rows), *(slice(0, n) for n in others))
+
+
+def _coarser(region: Region, step: Shape) -> Region:
+    """Return the voxels that those of a region of the finer level become."""
+    return tuple(
+        slice(axis.start // s, -(-axis.stop // s)) for axis, s in zip(region, step, strict=True)
+    )
+
+
+def _make_sure(job: LevelJob, voxels: Array, region: Region) -> None:
+    """See that what the listing showed was not read as background; put right what was.
 
     zarr returns fill for a chunk that is not found. So where a listed object, or of an object store
     a chunk of a listed shard, reads as nothing but fill, it is asked for by name, and read again;
     the first voxel settles it for nearly all.
     """
     away = is_url(job.source[0])
-    stored = Grid(job.finer_shape, job.stored)
     surely = _opened_surely(job.token, *job.source) if away else None
-    whole = surely.chunks if surely else job.stored
-    first = tuple(axis.start for axis in stored.touched(fine))
-    for region in stored.within(fine):
-        cell = tuple(axis.start for axis in stored.touched(region))
-        if not present[tuple(c - f for c, f in zip(cell, first, strict=True))]:
-            continue
-        part = voxels[shift(region, tuple(axis.start for axis in fine))]
-        inside = Grid(job.finer_shape, whole).within(region)
-        start = tuple(axis.start for axis in region)
-        if any(_is_fill(job, part[shift(chunk, start)]) for chunk in inside):
-            key, storage = _key(job, cell), _storage(job.token, job.source[0])
-            if not storage.exists(key):
-                msg = f"{key} was listed but could not be found when it was read"
-                raise SourceError(msg)
-            log.warning("%s was listed but read as nothing, so it was read again", key)
-            again = surely or _opened(job.token, *job.source, padded=False)
-            voxels[shift(region, tuple(axis.start for axis in fine))] = again[region]
-    return voxels
+    start = tuple(axis.start for axis in region)
+    chunks = Grid(job.finer_shape, surely.chunks).within(region) if surely else [region]
+    if any(_is_fill(job, voxels[shift(chunk, start)]) for chunk in chunks):
+        cell = tuple(axis.start for axis in _stored(job).touched(region))
+        key, storage = _key(job, cell), _storage(job.token, job.source[0])
+        if not storage.exists(key):
+            msg = f"{key} was listed but could not be found when it was read"
+            raise SourceError(msg)
+        log.warning("%s was listed but read as nothing, so it was read again", key)
+        again = surely or _opened(job.token, *job.source, padded=False)
+        voxels[...] = again[region]
 
 
 def _is_fill(job: LevelJob, voxels: Array) -> bool:
@@ -231,9 +277,8 @@ def _is_fill(job: LevelJob, voxels: Array) -> bool:
 
 
 def _key(job: LevelJob, cell: Shape) -> str:
-    grid = Grid(job.finer_shape, job.stored)
     storage = _storage(job.token, job.source[0])
-    return Presence(storage, job.source[1], grid, job.key_prefix, job.separator).key(cell)
+    return Presence(storage, job.source[1], _stored(job), job.key_prefix, job.separator).key(cell)
 
 
 @lru_cache(maxsize=32)

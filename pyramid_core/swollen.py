@@ -24,12 +24,12 @@ _BLOCK = 2**17
 """The most bytes that one block of a zstd frame gives."""
 
 
-def refuse_swollen(array: Any, region: Region) -> None:
-    """Look at the chunks of a region of an array, before they are decoded.
+def refuse_swollen(array: Any, *regions: Region) -> None:
+    """Look at the chunks of regions of an array, before they are decoded.
 
     Args:
         array: A zarr array.
-        region: What will be read of it.
+        regions: What will be read of it.
 
     Raises:
         ValueError: If one would expand to much more than a chunk holds.
@@ -40,10 +40,11 @@ def refuse_swollen(array: Any, region: Region) -> None:
         return
     codec = _codec(array)
     whole = math.prod(array.chunks) * array.dtype.itemsize
-    cells = Grid(array.shape, array.chunks).touched(region)
-    for index in _indexes(cells):
-        key = array.metadata.encode_chunk_key(index)
-        path = os.path.join(root, array.store_path.path, key)  # noqa: PTH118 - called for every chunk
+    grid, folder = Grid(array.shape, array.chunks), f"{root}/{array.store_path.path}"
+    key_of = array.metadata.encode_chunk_key
+    for index in (index for region in regions for index in _indexes(grid.touched(region))):
+        key = key_of(index)
+        path = f"{folder}/{key}"
         try:
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:

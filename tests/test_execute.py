@@ -16,6 +16,7 @@ import zarr
 
 from pyramid_core import PyramidParams, execute, flight, open_image, plan_pyramid, verify_pyramid
 from pyramid_core.build import build_level, build_pyramid
+from pyramid_core.direct import DirectArray
 from pyramid_core.errors import (
     BuildError,
     DefectError,
@@ -103,27 +104,31 @@ def test_any_executor_will_do(tmp_path: Path) -> None:
 # --- counted operations -----------------------------------------------------------------------
 
 
-class Counting:
+class Counting(DirectArray):
     """An array that notes which of its chunks are touched by each access."""
 
     def __init__(self, array: Any, cell: Shape):
-        self._array = array
+        super().__init__(array._array)
         self._cell = cell
         self.reads: list[Shape] = []
         self.writes: list[Shape] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._array, name)
+        self.stacks = 0
 
     def __getitem__(self, region: tuple[slice, ...]) -> Any:
         self.reads += self._cells(region)
-        return self._array[region]
+        return super().__getitem__(region)
+
+    def stacked(self, chunks: list[tuple[slice, ...]]) -> Any:
+        for chunk in chunks:
+            self.reads += self._cells(chunk)
+        self.stacks += 1
+        return super().stacked(chunks)
 
     def __setitem__(self, region: tuple[slice, ...], voxels: Any) -> None:
         for axis, cell in zip(region, self._cell, strict=True):
             assert axis.start % cell == axis.stop % cell == 0, "a part of a write unit is written"
         self.writes += self._cells(region)
-        self._array[region] = voxels
+        super().__setitem__(region, voxels)
 
     def _cells(self, region: tuple[slice, ...]) -> list[Shape]:
         ranges = [
@@ -179,6 +184,9 @@ def test_each_chunk_is_read_once_and_each_unit_is_written_once(
             assert sorted(read.reads) == cells
             assert sorted(written.writes) == list(level.units)
             assert (read.writes, written.reads) == ([], [])
+            if not any(n % c for n, c in zip(finer.shape, finer.chunks, strict=True)):
+                # Whole chunks are read one on top of the other, for that costs least.
+                assert (read.stacks > 0) == (finer.shards is None)
 
 
 def counted(
