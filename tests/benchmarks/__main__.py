@@ -63,15 +63,19 @@ def main() -> None:
 def run_case(case: Case, names: list[str], runs: int, folder: Path) -> list[Row]:
     """Run the contestants of a case in turn, A B C A B C, so that drift hits all alike."""
     volume, rows = make_volume(case, folder), []
+    places = folder / "runs"
     with served(case, volume) if case.remote else nullcontext() as upload:
         for number in range(runs):
             for name in names:
-                place = upload() if upload else str(linked_copy(volume, folder / "run.zarr"))
+                # A new place for each run, and nothing is deleted before the last: ext4 is slow
+                # to give out inodes that were deleted in the last seconds.
+                copy = places / f"{name} {number}.zarr"
+                place = upload() if upload else str(linked_copy(volume, copy))
                 before = count_objects(place)
                 took = once(name, case, place)
                 rows.append({"case": case.name, "size": case.size, "contestant": name,
                              "run": number, **took, "objects": count_objects(place) - before})  # fmt: skip
-    shutil.rmtree(folder / "run.zarr", ignore_errors=True)
+    shutil.rmtree(places, ignore_errors=True)
     return rows
 
 
