@@ -56,6 +56,8 @@ FLOORS = (
     "verify",
     "views",
     "preview",
+    "serve",
+    "view",
     "build",
     "inbox",
     "sampler",
