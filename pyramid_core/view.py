@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 import secrets
+import socket
 import sys
 import threading
 import webbrowser
@@ -121,12 +122,9 @@ def served_view(location: str, *, bind: str = LOOPBACK) -> Iterator[View]:
     _refuse(pyramid)
     labels = tuple(label for label in base.labels if not _unknown_type(label))
     look = _look(pyramid)
+    _try_address(bind)
     neuroglancer.set_server_bind_address(bind)
-    try:
-        viewer = neuroglancer.Viewer(allow_credentials=False)
-    except OSError as error:
-        msg = f"cannot serve at {bind!r}: {error}; name an address of this machine, like {LOOPBACK}"
-        raise RequestError(msg) from error
+    viewer = neuroglancer.Viewer(allow_credentials=False)
     try:
         url = _serve(neuroglancer.server, served_image(pyramid.storage, (base, *labels)))
         viewer.set_state(viewer_state(pyramid, look, labels, url))
@@ -140,6 +138,14 @@ def _neuroglancer() -> ModuleType:
         return importlib.import_module("neuroglancer")
     except ImportError as error:
         msg = "the viewer is not installed: pip install 'zarr-pyramid-flow[view]'"
+        raise RequestError(msg) from error
+
+
+def _try_address(bind: str) -> None:
+    try:
+        socket.create_server((bind, 0)).close()
+    except OSError as error:
+        msg = f"cannot serve at {bind!r}: {error}; name an address of this machine, like {LOOPBACK}"
         raise RequestError(msg) from error
 
 
@@ -189,7 +195,7 @@ def _unknown_type(info: ImageInfo) -> bool:
 def _notes(base: ImageInfo, labels: Sequence[ImageInfo]) -> tuple[str, ...]:
     """Return what is not shown of an image, and why."""
     notes = [
-        f"label {label.name} is left out: Neuroglancer cannot show {_type(label)}"
+        f"{_path(base, label)} is left out: Neuroglancer cannot show {_type(label)}"
         for label in base.labels
         if label not in labels
     ]
@@ -204,6 +210,10 @@ def _notes(base: ImageInfo, labels: Sequence[ImageInfo]) -> tuple[str, ...]:
 def _look(pyramid: ShownPyramid) -> Look:
     level = pyramid.levels[choose_level(pyramid.levels, _LOOKED_AT)]
     return look_of(pyramid, read_voxels(pyramid.storage, level, readable_region(level)))
+
+
+def _path(base: ImageInfo, label: ImageInfo) -> str:
+    return label.location[len(base.location) + 1 :]
 
 
 def viewer_state(
@@ -224,7 +234,7 @@ def viewer_state(
     if look.is_label:
         layers = [{"type": "segmentation", "name": base.name, "source": source, "selectedAlpha": 1}]
     for label in labels:
-        path = label.location[len(base.location) + 1 :]
+        path = _path(base, label)
         name = path.removeprefix("labels/")
         layers.append({"type": "segmentation", "name": name, "source": f"{source}{quote(path)}/"})
     names: list[str] = []
