@@ -337,5 +337,6 @@ def show_in_napari(location: str) -> None:
         raise RequestError(msg)
     info = open_pyramid(location).levels[0]
     napari = importlib.import_module("napari")
-    napari.Viewer(title=info.name).open(info.location, plugin="napari-ome-zarr")
+    viewer = napari.Viewer(title=info.name)
+    viewer.open(info.location, plugin="napari-ome-zarr")
     napari.run()
