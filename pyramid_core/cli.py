@@ -1,4 +1,4 @@
-"""The command line: ``pyramid plan | build | verify | preview | phantom``, without Prefect.
+"""The command line: ``pyramid plan | build | verify | preview | view | phantom``, without Prefect.
 
 The options are generated from ``PyramidParams``; nothing is written twice. Exit status: 0 done;
 1 it failed, or ``verify`` found defects; 2 what was asked is wrong; 130 and 143 stopped by Ctrl-C
@@ -208,6 +208,15 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("-o", "--output", metavar="PREVIEW.png",
                          help="the file; an earlier PNG is replaced [NAME.png]")  # fmt: skip
     preview.set_defaults(run=_preview)
+    text = "open an image in Neuroglancer, served by this machine, or in napari; Ctrl-C stops"
+    view = commands.add_parser("view", help=text, description=text, allow_abbrev=False)
+    view.add_argument("location", metavar="LOCATION")
+    view.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True,
+                      help="open it in a browser too, where there is a screen")  # fmt: skip
+    view.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS",
+                      help="address of this machine to serve at [127.0.0.1]")  # fmt: skip
+    view.add_argument("--napari", action="store_true", help="in napari, if it is installed")
+    view.set_defaults(run=_view)
     text = "write a test image"
     phantom = commands.add_parser("phantom", help=text, description=text, allow_abbrev=False)
     phantom.add_argument("location", metavar="LOCATION")
@@ -250,6 +259,16 @@ def _preview(arguments: argparse.Namespace) -> int:
 
     name = arguments.output or f"{image_name(arguments.location)}.png"
     print(printable(write_preview(arguments.location, name)))
+    return DONE
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    from pyramid_core.view import show, show_in_napari
+
+    if arguments.napari:
+        show_in_napari(arguments.location)
+    else:
+        show(arguments.location, bind=arguments.bind, browser=arguments.browser)
     return DONE
 
 

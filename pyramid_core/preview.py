@@ -254,6 +254,7 @@ def _header(pyramid: ShownPyramid, look: Look, width: int) -> Image.Image:
     draw.text((_MARGIN, _MARGIN + 38), _fitted(", ".join(facts), 13, full), _QUIET, _font(13), "ls")
     left = _MARGIN
     for name, color, (start, end) in zip(look.names, look.colors, look.windows, strict=True):
+        name = "contrast" if name == base.name else name
         text = _fitted(f"{name} {_short(start)} to {_short(end)}", 12, width - _MARGIN - left - 16)
         draw.rectangle((left, _MARGIN + 49, left + 9, _MARGIN + 58), color)
         draw.text((left + 16, _MARGIN + 58), text, _TEXT, _font(12), "ls")

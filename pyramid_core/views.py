@@ -205,7 +205,7 @@ def look_of(pyramid: ShownPyramid, voxels: Voxels) -> Look:
         if channel is None:
             label = f"channel {number}" if count > 1 else base.name
             channel = Channel(label, "FFFFFF" if count == 1 else COLORS[number])
-        names.append("contrast" if channel.label == base.name else channel.label)
+        names.append(channel.label)
         red, green, blue = bytes.fromhex(channel.color)
         colors.append((red, green, blue))
         windows.append((float(window[1]), float(window[2])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -33,9 +35,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares a server that is slow to start, when processes share the tests."""
     for item in items:
-        for name in ("service", "prefect_harness"):
+        for name in ("service", "prefect_harness", "chromium"):
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(name))
+                break
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -95,6 +98,29 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     with urlopen(Request(f"{s3_server}/{name}", method="PUT")):
         pass
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def chromium_program() -> str:
+    """Where Chromium is installed."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    if os.environ.get("CI"):
+        pytest.fail("Chromium is not installed")
+    pytest.skip("Chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def chromium(chromium_program: str) -> Iterator[Any]:
+    """A browser without a window; not for the session, for its event loop would stop others."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    # What WebGL needs where there is no graphics card.
+    arguments = "--use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader".split()
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_program, args=arguments)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

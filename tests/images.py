@@ -136,7 +136,7 @@ def blobs(shape: Shape) -> Array:
     return ids
 
 
-OMERO = {
+OMERO: dict[str, Any] = {
     "channels": [
         {
             "label": "DAPI",

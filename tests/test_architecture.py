@@ -60,6 +60,8 @@ FLOORS = (
     "verify",
     "views",
     "preview",
+    "serve",
+    "view",
     "build",
     "inbox",
     "sampler",
