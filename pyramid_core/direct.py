@@ -6,9 +6,14 @@ one call, each waiting for the GIL. zarrs needs none of them, so here it is call
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from obstore.store import LocalStore
 
 from pyramid_core.grid import Grid, Region, Shape, multiply, region_shape, shift
 
@@ -16,6 +21,9 @@ if TYPE_CHECKING:
     import zarr
 
 Array = np.ndarray[Any, Any]
+
+REQUESTS = 32
+"""Chunks that one process asks of object stores at the same time: at 20 ms each, 1,600 a second."""
 
 
 class DirectArray:
@@ -26,6 +34,8 @@ class DirectArray:
         self._array = array
         self._zarrs: Any = array._async_array.codec_pipeline.impl  # type: ignore[attr-defined] # of its pipeline
         self._units = Grid(array.shape, array.shards or array.chunks)
+        store = getattr(array.store_path.store, "store", None)  # of obstore; zarr's own is local
+        self._is_away = not isinstance(store, LocalStore | NoneType)
         self._folder = f"{array.store_path.path}/" if array.store_path.path else ""
 
     def __getattr__(self, name: str) -> Any:
@@ -46,14 +56,27 @@ class DirectArray:
 
     def _read(self, items: list[Any], shape: Shape) -> Array:
         voxels = np.empty(shape, self._array.dtype)
-        self._zarrs.retrieve_chunks_and_apply_index(items, voxels)
+        self._each(lambda some: self._zarrs.retrieve_chunks_and_apply_index(some, voxels), items)
         return voxels
+
+    def _each(self, task: Callable[[list[Any]], None], items: list[Any]) -> None:
+        """Do a task for all items; of a store that is far away, for many at the same time.
+
+        Left to itself, zarrs waits for one after the other: 14.7 s where this takes 1.
+        """
+        if self._is_away and len(items) > 1:
+            list(_requests().map(lambda item: task([item]), items))
+        else:
+            task(items)
 
     def __setitem__(self, region: Region, voxels: Array) -> None:
         """Write a region of whole write units; those of nothing but fill are not stored."""
         keeps_fill = self._array.config.write_empty_chunks
         voxels = np.ascontiguousarray(voxels)
-        self._zarrs.store_chunks_with_indices(self._items(region), voxels, keeps_fill)
+        self._each(
+            lambda some: self._zarrs.store_chunks_with_indices(some, voxels, keeps_fill),
+            self._items(region),
+        )
 
     def _items(self, region: Region) -> list[Any]:
         start, shape = tuple(axis.start for axis in region), region_shape(region)
@@ -68,6 +91,11 @@ class DirectArray:
         inside = shift(part, multiply(cell, unit))
         key = self._folder + self._array.metadata.encode_chunk_key(cell)
         return ChunkItem(key, inside, unit, place, shape)
+
+
+@cache
+def _requests() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(REQUESTS, thread_name_prefix="request")
 
 
 def direct(array: zarr.Array[Any]) -> zarr.Array[Any] | DirectArray:

@@ -286,17 +286,21 @@ def _storage(token: str, location: str) -> Storage:  # noqa: ARG001 - the token 
     return open_storage(location)
 
 
+def _opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array[Any] | DirectArray:
+    with _opening:  # else all threads that begin together would open it
+        return _open(token, location, path, padded=padded)
+
+
 @lru_cache(maxsize=32)
-def _opened(
+def _open(
     token: str,  # noqa: ARG001 - keeps jobs apart
     location: str,
     path: str,
     *,
     padded: bool,
 ) -> zarr.Array[Any] | DirectArray:
-    with _opening:
-        array = open_array(open_storage(location), path, writable=padded)
-        return direct(with_padding(array) if padded else array)
+    array = open_array(open_storage(location), path, writable=padded)
+    return direct(with_padding(array) if padded else array)
 
 
 @lru_cache(maxsize=32)

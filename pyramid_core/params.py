@@ -238,7 +238,9 @@ class _Build(_Asked):
         default="2GB", description="Hard limit per process, like 2GB (10^9 bytes) or 500MB."
     )
     workers: Count = Field(
-        default=None, description="Threads, or processes on Dask. Empty or 0: one per CPU."
+        default=None,
+        description="Threads, or processes on Dask. Empty or 0: one per CPU; for object stores "
+        "at least 8, since most wait.",
     )
     dask_address: Annotated[str | None, BeforeValidator(_none_if_blank)] = Field(
         default=None,

@@ -16,6 +16,7 @@ from pyramid_core.image import Codec, Fill, ImageInfo, fill_scalar
 from pyramid_core.layout import Cut, Work, cut_level
 from pyramid_core.model import Level, PyramidPlan, level_transform
 from pyramid_core.params import PyramidParams, cpus
+from pyramid_core.stores import enough_threads
 
 CODECS = {
     "zstd": Codec("zstd", level=3),
@@ -156,7 +157,8 @@ def _levels(asked: Asked, outlines: list[Outline]) -> tuple[tuple[Level, ...], i
     """Return the levels with their layout, and how many workers find room."""
     info, params = asked.info, asked.params
     limit = params.memory_bytes
-    workers = params.workers or cpus()
+    busy = cpus() if params.dask_address else enough_threads(info.location, asked.target)
+    workers = params.workers or busy
     # On a cluster each process has a limit of its own.
     share = limit if params.dask_address else limit // workers
     folder = info.path.rpartition("/")[0] if asked.in_place else ""

@@ -54,7 +54,7 @@ def median_of(voxels: Array, reduced: Array, shape: tuple[int, ...], step: tuple
     spare = np.empty(windows.shape[1], voxels.dtype)
     for row in range(reduced.shape[0]):
         count = lines_of_row(row, shape, step, lines)
-        _gather(voxels, lines[:count], step[4], windows, sizes)
+        _gather_row(voxels, lines[:count], step[4], windows, sizes)
         for x in range(sizes.size):
             _sort(windows[x, : sizes[x]], spare)
             reduced[row, x] = windows[x, max(0, sizes[x] - 1) // 2]
@@ -64,17 +64,21 @@ def median_of(voxels: Array, reduced: Array, shape: tuple[int, ...], step: tuple
 def mode_of(voxels: Array, reduced: Array, shape: tuple[int, ...], step: tuple[int, ...]) -> None:
     """Most frequent value, the lowest of those tied."""
     lines = np.empty(step[0] * step[1] * step[2] * step[3], np.int64)
-    windows = np.empty((reduced.shape[1], lines.size * step[4]), voxels.dtype)
-    sizes = np.empty(reduced.shape[1], np.int64)
-    spare = np.empty(windows.shape[1], voxels.dtype)
+    window = np.empty(lines.size * step[4], voxels.dtype)
+    spare = np.empty(window.size, voxels.dtype)
+    alike = np.empty(reduced.shape[1], np.bool_)
     for row in range(reduced.shape[0]):
         count = lines_of_row(row, shape, step, lines)
-        _gather(voxels, lines[:count], step[4], windows, sizes)
-        for x in range(sizes.size):
-            window = windows[x]
-            _sort(window[: sizes[x]], spare)
+        _find_alike(voxels, lines[:count], step[4], alike)
+        for x in range(reduced.shape[1]):
+            if alike[x]:
+                last = min((x + 1) * step[4], shape[4]) - 1
+                reduced[row, x] = voxels[lines[count - 1], last]
+                continue
+            size = _gather(voxels, lines[:count], x * step[4], (x + 1) * step[4], window)
+            _sort(window[:size], spare)
             winner = run = longest = 0
-            for i in range(sizes[x]):
+            for i in range(size):
                 run = run + 1 if i and window[i] == window[i - 1] else 1
                 if run > longest:
                     winner, longest = i, run
@@ -82,8 +86,20 @@ def mode_of(voxels: Array, reduced: Array, shape: tuple[int, ...], step: tuple[i
 
 
 @jit
-def _gather(voxels: Array, lines: Array, along: int, windows: Array, sizes: Array) -> None:
-    """Collect the windows of a row without NaN; of nothing but NaN, one that does not count."""
+def _find_alike(voxels: Array, lines: Array, along: int, alike: Array) -> None:
+    """Find the windows of a row that hold one value only, as nearly all of labels do."""
+    first = voxels[lines[0]]
+    alike[:] = True
+    for line in lines:
+        values = voxels[line]
+        for s in range(along):
+            for x in range(reaching(values.size, s, along)):
+                alike[x] &= values[x * along + s] == first[x * along]
+
+
+@jit
+def _gather_row(voxels: Array, lines: Array, along: int, windows: Array, sizes: Array) -> None:
+    """Collect all windows of a row as ``_gather`` does one: faster where all are needed."""
     width = voxels.shape[1]
     for x in range(sizes.size):
         windows[x, 0] = voxels[lines[0], x * along]
@@ -96,6 +112,19 @@ def _gather(voxels: Array, lines: Array, along: int, windows: Array, sizes: Arra
                 if not np.isnan(value):
                     windows[x, sizes[x]] = value
                     sizes[x] += 1
+
+
+@jit
+def _gather(voxels: Array, lines: Array, start: int, stop: int, window: Array) -> int:
+    """Collect a window without NaN and return its size; of nothing but NaN, one of size 0."""
+    size = 0
+    window[0] = voxels[lines[0], start]
+    for line in lines:
+        for value in voxels[line, start:stop]:
+            if not np.isnan(value):
+                window[size] = value
+                size += 1
+    return size
 
 
 @jit

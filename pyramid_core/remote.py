@@ -68,6 +68,17 @@ def connect(location: str, *, hasty: bool = False) -> ob.ObjectStore:
         LocationError: If no store of this kind can be opened, or the URL may hold a secret.
     """
     refuse_secrets(location)
+    if _kind(location) == "http":  # ~/.netrc may change
+        return _connect(location, frozenset(), hasty=hasty)
+    return _kept(location, frozenset(os.environ.items()), hasty=hasty)
+
+
+def _connect(
+    location: str,
+    variables: frozenset[tuple[str, str]],  # noqa: ARG001 - a client is kept as long as they stay
+    *,
+    hasty: bool,
+) -> ob.ObjectStore:
     kind = _kind(location)
     options: dict[str, Any] = {"timeout": TIMEOUT, "connect_timeout": "10s"}
     if location.lower().startswith("http://"):
@@ -97,6 +108,10 @@ def connect(location: str, *, hasty: bool = False) -> ob.ObjectStore:
     open_url: Any = ob.from_url  # its overloads do not say that the store is anyone's guess
     store: ob.ObjectStore = open_url(location, client_options=options, retry_config=retry)
     return store
+
+
+_kept = lru_cache(maxsize=32)(_connect)
+"""A client keeps its connections, and loads certificates when it is made: 20 ms of one core."""
 
 
 _CREDENTIALS = {

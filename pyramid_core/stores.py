@@ -27,6 +27,7 @@ import obstore.store as ob
 from pyramid_core import folder, remote
 from pyramid_core.errors import LocationError, PyramidError
 from pyramid_core.jsons import json_object
+from pyramid_core.params import cpus
 from pyramid_core.remote import asked
 from pyramid_core.urls import URL as _URL
 from pyramid_core.urls import hidden, without_secrets
@@ -39,6 +40,15 @@ if TYPE_CHECKING:
 def is_url(location: str) -> bool:
     """Return whether a location is a URL other than ``file://``."""
     return bool(_URL.match(location)) and not location.lower().startswith("file://")
+
+
+def enough_threads(*locations: str) -> int:
+    """Return how many threads keep this machine busy: of those that ask a store, most wait.
+
+    >>> enough_threads("s3://bucket/x.zarr") >= 8
+    True
+    """
+    return max(cpus(), 8 if any(map(is_url, locations)) else 1)
 
 
 def local_path(location: str) -> Path:

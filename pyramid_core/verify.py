@@ -19,12 +19,13 @@ from pyramid_core.layout import Work, cut_level
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.ngff import RECORD, Multiscales, document_of
 from pyramid_core.origin import changes_between, look_at
-from pyramid_core.params import METHODS, Edges, PyramidParams, VerifyMode, cpus
+from pyramid_core.params import METHODS, Edges, PyramidParams, VerifyMode
 from pyramid_core.plan import background_of, plan_pyramid
 from pyramid_core.reader import Node, container, open_image, open_level, read_node
 from pyramid_core.stores import (
     Storage,
     absolute,
+    enough_threads,
     is_url,
     join,
     local_path,
@@ -233,7 +234,7 @@ def _look_at_voxels(
     """Compute voxels again where the document says how; decode the others."""
     told = [image for image in images if not broken and _tells_how(image)]
     plans = [_plan_again(image.location, image.multiscales, image.levels) for image in told]
-    count = cpus()
+    count = enough_threads(location)
     given = nullcontext(executor) if executor is not None else default_executor(count)
     with given as workers:
         voxels = [check_voxels(plan, mode, workers) for plan in plans]

@@ -6,6 +6,7 @@ that builds all levels of the group ``field`` in a folder. Those of ``REWRITING`
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +39,8 @@ def ours(_: Case, *, elsewhere: bool = False, verify: str = "sample") -> Iterato
             step=list(case.step),
             method=case.method,
             max_levels=len(case.levels),
-            verify=verify,  # type: ignore[arg-type] # one of three
-            workers=THREADS,
+            verify=verify,
+            workers=None if case.remote else THREADS,
             shards=[case.shard] * 3 if case.shard else [],
         )
         build_pyramid(params)
@@ -204,8 +205,7 @@ def codec_floor(case: Case) -> Iterator[Run]:
 
 
 def _chunks(case: Case, shape: tuple[int, ...]) -> int:
-    count: int = np.prod([-(-n // case.chunk) for n in shape])
-    return count
+    return math.prod(-(-n // case.chunk) for n in shape)
 
 
 def _codec(case: Case) -> tuple[Callable[[bytes], Any], Callable[[Any], Any]]:

@@ -17,7 +17,7 @@ async def _pass_on(
                 await asyncio.sleep(delay)
             writer.write(data)
             await writer.drain()
-    except ConnectionError:
+    except (ConnectionError, asyncio.CancelledError):
         pass
     finally:
         writer.close()
