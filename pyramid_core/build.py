@@ -26,8 +26,8 @@ from pyramid_core.workers import open_executor
 from pyramid_core.writer import commit, prepare, published, refresh
 
 log = logging.getLogger(__name__)
-ending = logging.getLogger("pyramid_core.ending")
-"""What a command line says again in its summary, so that it need not show it."""
+ending = logging.getLogger(f"{__name__}.ending")
+"""Tells what a command line says again in its summary, so it leaves these lines out."""
 
 Progress = Callable[[LevelRun, BlockResult], None]
 """Told of every block that is done."""

@@ -38,7 +38,8 @@ def ways_to_open(plan: PyramidPlan) -> tuple[Way, ...]:
     """Return how napari, Neuroglancer, ParaView and Python open the image of a plan."""
     place = shown(plan.target)
     word, coarsest = shlex.quote(place), plan.levels[-1]
-    volume, name = _for_paraview(plan), _file_name(plan)
+    volume = _for_paraview(plan)
+    name = f"{_file_name(plan)}-{_word(volume.path)}"
     layer = f" Elsewhere, the source of a layer is zarr://{place}/" if is_url(plan.target) else ""
     return (
         Way(
@@ -47,7 +48,7 @@ def ways_to_open(plan: PyramidPlan) -> tuple[Way, ...]:
         Way("Neuroglancer", f"In your browser.{layer}", f"pyramid view {word}"),
         Way(
             "ParaView",
-            f"Run this in Python: ParaView opens the file that it writes, {name}-{_word(volume.path)}.mhd.",
+            f"Run this in Python: ParaView opens the file that it writes, {name}.mhd.",
             _to_metaimage(plan, volume, name),
         ),
         Way(
@@ -73,7 +74,7 @@ def _open_array(place: str, level: Level) -> str:
 
 
 def _file_name(plan: PyramidPlan) -> str:
-    return _word(plan.source.name).strip("-") or "image"
+    return _word(plan.source.name).strip("-")[:60] or "image"
 
 
 def _word(text: str) -> str:
@@ -97,7 +98,6 @@ def _to_metaimage(plan: PyramidPlan, level: Level, name: str) -> str:
     """Return Python that writes one volume of a level as a MetaImage: raw voxels and a header."""
     dtype = np.dtype(plan.dtype)
     kind = {"b1": "u1", "f2": "f4"}.get(f"{dtype.kind}{dtype.itemsize}", dtype.str[1:])
-    path = _word(level.path)
     first = ", ".join("0" for axis in plan.axes if axis.type != "space")
 
     def line(key: str, values: tuple[float, ...]) -> str:
@@ -111,13 +111,13 @@ def _to_metaimage(plan: PyramidPlan, level: Level, name: str) -> str:
         line("Offset", level.translation),
         f"ElementType = MET_{_ELEMENTS[kind]}",
         "ElementByteOrderMSB = False",
-        f"ElementDataFile = {name}-{path}.raw",
+        f"ElementDataFile = {name}.raw",
     ]
     return "\n".join([
         "import zarr",
         f"level = {_open_array(shown(plan.target), level)}",
-        f"level[{first or '...'}].astype('<{kind}').tofile('{name}-{path}.raw')",
-        f"with open('{name}-{path}.mhd', 'w') as header:",
+        f"level[{first or '...'}].astype('<{kind}').tofile('{name}.raw')",
+        f"with open('{name}.mhd', 'w') as header:",
         '    header.write("""' + "\n".join(header),
         '""")',
     ])  # fmt: skip

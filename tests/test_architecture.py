@@ -66,6 +66,10 @@ FLOORS = (
     "report",
     "inbox",
     "sampler",
+    "shell",
+    "options",
+    "progress",
+    "answers",
     "cli",
 )
 """The modules of pyramid_core; each may import those before it, and no other."""

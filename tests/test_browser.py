@@ -231,7 +231,7 @@ def test_a_person_fills_the_form_follows_the_run_and_looks_at_what_it_made(
 
     report = opened(page, run, "report")
     expect(report).to_contain_text("Verified (sample)")
-    for word in (str(target), "napari --plugin", "zarr://", "zarr.open_array("):
+    for word in (str(target), "napari --plugin", "pyramid view", "zarr.open_array("):
         expect(report).to_contain_text(word)
 
     levels = [read(target / path) for path in paths(target)]

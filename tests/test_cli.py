@@ -49,7 +49,7 @@ def test_build_then_verify_then_damage_then_verify(
 ) -> None:
     """Status 0 for what is right, 1 for what is wrong, with a line that says where."""
     assert main(["build", "a.zarr", "--step", "2", "2", "2", "--unit", "um"]) == 0
-    assert "verified: " in capsys.readouterr().out
+    assert "Verified (sample): " in capsys.readouterr().out
     assert main(["verify", "a.zarr", "--verify", "full"]) == 0
     assert " is right (full: 3 of 3 blocks" in capsys.readouterr().out
     (image / "1" / "c" / "0" / "0" / "0").unlink()
