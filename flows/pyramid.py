@@ -12,6 +12,7 @@ import flows  # noqa: F401 - sets what Prefect reads when it is imported
 # isort: split
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
+from prefect.logging.handlers import PrefectConsoleHandler
 
 from flows import reports, tasks
 from flows.form import takes
@@ -91,8 +92,9 @@ def _run(arguments: argparse.Namespace) -> int:
     is_demo = not (arguments.source or arguments.source_)
     params = given_params(arguments, **(DEMO if is_demo else {}))
     plan_build(params)  # what is wrong is said before a server is started
-    for handler in logging.getLogger().handlers:  # Prefect's console; its UI keeps every line
-        handler.addFilter(_helps)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):  # the log in the UI keeps every line
+            handler.addFilter(_helps)
     result = build_pyramid(**params.model_dump())
     print(printable(summary(result)))
     if is_demo:

@@ -101,6 +101,6 @@ def count(
     for first in range(0, finite.size, _AT_ONCE):
         # Halved, since the whole range of floats is no float.
         above = finite[first : first + _AT_ONCE].astype(np.float64) / 2 - low / 2
-        number = (above / (high / 2 - low / 2) * bins).clip(0, bins - 1).astype(np.int64)
+        number = (above / ((high / 2 - low / 2) / bins)).clip(0, bins - 1).astype(np.int64)
         counts += np.bincount(number, minlength=bins)
     return Histogram(name, color, window, low, high, tuple(counts.tolist()))

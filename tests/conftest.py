@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -131,3 +133,25 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A real Prefect server with our deployments and automations, and a worker."""
     with running_service(tmp_path_factory.mktemp("prefect") / "home") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    """Where Chromium is installed."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    if os.environ.get("CI"):
+        pytest.fail("Chromium is not installed")
+    pytest.skip("Chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def chromium(program: str) -> Iterator[Any]:
+    """A browser without a window; not for the session, for its event loop would stop others."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program)
+        yield browser
+        browser.close()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -13,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
 from pyramid_core.build import plan_build
 from pyramid_core.errors import RequestError
@@ -22,7 +20,12 @@ from pyramid_core.params import PyramidParams
 from tests.service import Service
 from tests.stories import assert_pyramid, noise, paths, read, tree, write_image
 
-pytestmark = [pytest.mark.service, pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.service,
+    pytest.mark.browser,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("program"),  # looked for before a server is started
+]
 
 SLOW = 30_000
 """Milliseconds that a page may take on a machine that does other things too."""
@@ -40,26 +43,6 @@ THEIRS = {
     r"/api/task_runs/filter ": "the page of an artifact that a flow made asks for a task without id",
 }
 """What the browser may complain of in Prefect's pages, and why it is no fault of ours."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def program() -> str:
-    """Where Chromium is installed; looked for before a server is started."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    if os.environ.get("CI"):
-        pytest.fail("Chromium is not installed")
-    pytest.skip("Chromium is not installed")
-
-
-@pytest.fixture(scope="module")
-def chromium(program: str) -> Iterator[Browser]:
-    """A browser without a window; not for the session, for its event loop would stop others."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
