@@ -490,6 +490,9 @@ def test_the_report_fits_the_page(opened: Any, viewport: dict[str, int]) -> None
         boxes = [box.bounding_box() for box in page.locator(what).all()]
         assert boxes
         assert all(box and box["width"] > 1 and box["height"] > 1 for box in boxes), what
+    # On a narrow page a row is a card, and each cell says what it is.
+    said = "getComputedStyle(document.querySelector('td[data-label]'), '::before').content"
+    assert page.evaluate(said) == ("none" if viewport is DESKTOP else '"shape (tczyx)"')
     # Words are large enough to be read.
     sizes = page.evaluate(
         "[...document.querySelectorAll('td, dd, p, pre, figcaption')]"
