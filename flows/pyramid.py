@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 import flows  # noqa: F401 - sets what Prefect reads when it is imported
@@ -13,22 +12,29 @@ import flows  # noqa: F401 - sets what Prefect reads when it is imported
 # isort: split
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
+from prefect.logging.handlers import PrefectConsoleHandler
 
 from flows import reports, tasks
 from flows.form import takes
 from flows.limits import check_runs, limits, when_free
+from pyramid_core.answers import summary
 from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
-from pyramid_core.cli import DONE, Parser, add_params, given_params, guarded, summary
-from pyramid_core.errors import PyramidError
+from pyramid_core.errors import PyramidError, printable
+from pyramid_core.options import Parser, add_params, given_params
 from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.preview import write_preview
+from pyramid_core.progress import is_news
+from pyramid_core.report import write_report
+from pyramid_core.shell import DONE, USUAL, guarded, silent_libraries
 from pyramid_core.stores import shown
 
 DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
 """What is built when nothing is asked for."""
 
-DEMO_PICTURE = "data/phantom.png"
-"""Where its picture is put; nothing is put beside a user's data unasked."""
+DEMO_PICTURE, DEMO_REPORT = "data/phantom.png", "data/phantom.html"
+"""Where its picture and its report are put; nothing is put beside a user's data unasked."""
+
+_STARTING = "Starting a Prefect server for this run; PREFECT_API_URL would name one that stays"
 
 
 def _run_name() -> str:
@@ -67,21 +73,44 @@ def _build(params: PyramidParams) -> BuildResult:
 
 def main() -> int:
     """Run the flow from the command line and return the exit status."""
-    parser = Parser(prog="pyramid.py", description=__doc__, allow_abbrev=False)
+    parser = Parser(
+        prog="pyramid.py",
+        usage="python flows/pyramid.py [SOURCE] [OPTION ...]",
+        description="Build an image pyramid as a Prefect flow; of a test image, if none is named.",
+        examples=(
+            "python flows/pyramid.py",
+            "python flows/pyramid.py scan.zarr --edges partial --target scan.ome.zarr",
+        ),
+    )
     add_params(parser)
     arguments = parser.parse_args()
-    return guarded(lambda: _run(arguments), parser.prog)
+    with silent_libraries(USUAL):
+        return guarded(lambda: _run(arguments), parser.prog)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     is_demo = not (arguments.source or arguments.source_)
     params = given_params(arguments, **(DEMO if is_demo else {}))
     plan_build(params)  # what is wrong is said before a server is started
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):  # the log in the UI keeps every line
+            handler.addFilter(_helps)
     result = build_pyramid(**params.model_dump())
-    print(summary(result))
+    print(printable(summary(result)))
     if is_demo:
-        print(f"picture: {write_preview(params.source, Path(DEMO_PICTURE))}")
+        print(f"picture: {write_preview(params.source, DEMO_PICTURE)}")
+        print(f"report:  {write_report(result, DEMO_REPORT)}")
     return DONE
+
+
+def _helps(record: logging.LogRecord) -> bool:
+    """Return whether a line of the log tells a person at a terminal something."""
+    text = record.getMessage()
+    if text.startswith("Starting temporary server"):
+        record.msg, record.args = _STARTING, ()
+    # A task that is done is told of by the core, in numbers.
+    is_told = record.name == "prefect.task_runs" and text == "Finished in state Completed()"
+    return is_news(record) and not is_told
 
 
 if __name__ == "__main__":

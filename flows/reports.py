@@ -7,13 +7,11 @@ import contextvars
 import hashlib
 import logging
 import re
-import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 from prefect.artifacts import (
@@ -31,6 +29,7 @@ from pyramid_core.execute import LevelRun
 from pyramid_core.grid import times
 from pyramid_core.job import BlockResult
 from pyramid_core.model import Level, PyramidPlan
+from pyramid_core.opening import ways_to_open
 from pyramid_core.params import human
 from pyramid_core.stores import is_url, same_place, shown
 
@@ -177,16 +176,6 @@ def _took(level: LevelReport | None) -> dict[str, Any]:
 def report(result: BuildResult, picture: bytes | None = None) -> str:
     """Return the report of a build in Markdown: what it is, whether it is right, how to open it."""
     plan, place = result.plan, shown(result.plan.target)
-    checked = result.verification
-    if checked is None:
-        verdict = "It was there, finished; a sample of its blocks follows from the source."
-    elif checked.mode == "none":
-        verdict = "It was not verified (`verify` was none)."
-    else:
-        verdict = (
-            f"**Verified** ({checked.mode}): {checked.blocks_checked:,} of {checked.blocks:,} "
-            f"blocks were computed again and found equal, bit for bit."
-        )
     found = f" and {result.blocks_found:,} found finished" if result.blocks_found else ""
     return "\n".join(
         [
@@ -195,7 +184,7 @@ def report(result: BuildResult, picture: bytes | None = None) -> str:
             f"{result.blocks_built:,} blocks were built{found} in {result.seconds:.1f} s; "
             f"{human(plan.cost.bytes_written)} before compression.",
             *(["", f"![{plain(plan.source.name)}]({_url(picture)})"] if picture else []),
-            *("\n## Verification", verdict),
+            *("\n## Verification", result.verdict),
             *("\n## Levels", "", *_table(result)),
             *(["\n## Notes", *(f"- {plain(note)}" for note in plan.notes)] if plan.notes else []),
             *("\n## Open it", *_how_to_open(plan)),
@@ -223,19 +212,8 @@ def _table(result: BuildResult) -> list[str]:
 
 
 def _how_to_open(plan: PyramidPlan) -> list[str]:
-    """Return a line each for napari, Neuroglancer and Python."""
-    place = shown(plan.target)
-    folder, _, name = place.rpartition("/")
-    remote = is_url(plan.target)
-    serve = f" (served by `npx http-server --cors {shlex.quote(folder or '/')}`)"
-    return [
-        "napari:",
-        _code(f"napari --plugin napari-ome-zarr {shlex.quote(place)}"),
-        f"Neuroglancer, as the source of a layer{'' if remote else serve}:",
-        _code(f"zarr://{place}/" if remote else f"zarr://http://127.0.0.1:8080/{quote(name)}/"),
-        "Python:",
-        _code(f"zarr.open_array({place!r}, path={plan.levels[-1].path!r}, mode='r')"),
-    ]
+    """Return how each program opens the image."""
+    return [f"{way.program}: {plain(way.how)}\n{_code(way.code)}" for way in ways_to_open(plan)]
 
 
 def _code(line: str) -> str:

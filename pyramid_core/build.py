@@ -26,6 +26,8 @@ from pyramid_core.workers import open_executor
 from pyramid_core.writer import commit, prepare, published, refresh
 
 log = logging.getLogger(__name__)
+ending = logging.getLogger(f"{__name__}.ending")
+"""Tells what a command line says again in its summary, so it leaves these lines out."""
 
 Progress = Callable[[LevelRun, BlockResult], None]
 """Told of every block that is done."""
@@ -89,6 +91,19 @@ class BuildResult:
         """Blocks that were there before."""
         return sum(level.found for level in self.levels)
 
+    @property
+    def verdict(self) -> str:
+        """Whether the image was verified, in one sentence."""
+        checked = self.verification
+        if checked is None:
+            return "It was there, finished; blocks computed again follow from the source."
+        if checked.mode == "none":
+            return "It was not verified (verify was none)."
+        return (
+            f"Verified ({checked.mode}): {checked.blocks_checked:,} of {checked.blocks:,} blocks "
+            f"were computed again and found equal, bit for bit."
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Steps:
@@ -141,11 +156,13 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
             left = still_to_build(plan, workers)
         log.info("%s", plan.headline)
         for note in plan.notes:
-            log.info("note: %s", note)
+            ending.info("note: %s", note)
         if left is None:
             refresh(plan)
-            log.info("%s is there, finished; blocks computed again follow from the source",
-                     shown(plan.target))  # fmt: skip
+            ending.info(
+                "%s is there, finished; blocks computed again follow from the source",
+                shown(plan.target),
+            )
             return BuildResult(plan, _found(plan), time.perf_counter() - start, None)
         prepare(plan)
         reports = []
@@ -155,11 +172,11 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
                 reports.append(steps.build_level(image, level, workers, owner))
         verification = steps.verify(left, workers)
         if verification.mode != "none":
-            log.info("verified: %s", verification.verdict)
+            ending.info("verified: %s", verification.verdict)
         owner.check()
         steps.publish(plan)
     seconds = time.perf_counter() - start
-    log.info("published %s after %.1f s", shown(plan.target), seconds)
+    ending.info("published %s after %.1f s", shown(plan.target), seconds)
     return BuildResult(plan, tuple(reports), seconds, verification)
 
 

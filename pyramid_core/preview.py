@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pyramid_core.errors import LocationError, PlaceError, RequestError, TargetError, system_errors
+from pyramid_core.errors import LocationError, RequestError
+from pyramid_core.files import refuse_place, write_whole
 from pyramid_core.grid import Shape, region_shape, times
 from pyramid_core.image import ImageInfo
 from pyramid_core.params import UNIT_SYMBOLS, human
-from pyramid_core.stores import is_url, same_place, shown
+from pyramid_core.stores import shown
 from pyramid_core.views import (
     Color,
     Look,
@@ -142,32 +143,9 @@ def write_preview(location: str, path: str | Path, *, width: int = 900) -> Path:
         SourceError: If the voxels cannot be read.
     """
     path = Path(path)
-    inside = not is_url(location) and f"{same_place(str(path))}/".startswith(
-        f"{same_place(location)}/"
-    )
-    if inside:
-        msg = f"{path} lies in the image {location}, which nothing is added to; name another file"
-        raise TargetError(msg)
-    with system_errors(TargetError, f"{path} cannot be written"):
-        _refuse_place(path)
-    picture = render_preview(location, width=width)
-    partial = path.with_name(f".{path.name[:200]}.partial")
-    with system_errors(PlaceError, f"{path} cannot be written"):
-        try:
-            partial.write_bytes(picture)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    refuse_place(path, [location], "PNG", lambda begin: begin[:4] == b"\x89PNG")
+    write_whole(path, render_preview(location, width=width))
     return path
-
-
-def _refuse_place(path: Path) -> None:
-    if not path.parent.is_dir():
-        msg = f"there is no folder {path.parent} for {path.name}; make it, or name another file"
-        raise TargetError(msg)
-    if path.exists() and not (path.is_file() and path.read_bytes()[:4] == b"\x89PNG"):
-        msg = f"{path} is there and is no PNG, so it is not replaced; name another file"
-        raise TargetError(msg)
 
 
 def _lay_out(level: ImageInfo, shape: Shape, width: int) -> _Layout:

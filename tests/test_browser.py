@@ -20,7 +20,12 @@ from pyramid_core.params import PyramidParams
 from tests.service import Service
 from tests.stories import assert_pyramid, noise, paths, read, tree, write_image
 
-pytestmark = [pytest.mark.service, pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.service,
+    pytest.mark.browser,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("chromium_program"),  # looked for before a server is started
+]
 
 SLOW = 30_000
 """Milliseconds that a page may take on a machine that does other things too."""
@@ -209,7 +214,7 @@ def test_a_person_fills_the_form_follows_the_run_and_looks_at_what_it_made(
 
     report = opened(page, run, "report")
     expect(report).to_contain_text("Verified (sample)")
-    for word in (str(target), "napari --plugin", "zarr://", "zarr.open_array("):
+    for word in (str(target), "napari --plugin", "pyramid view", "zarr.open_array("):
         expect(report).to_contain_text(word)
 
     levels = [read(target / path) for path in paths(target)]

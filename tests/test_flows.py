@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 import pyramid_core.execute as execute
 from flows.pyramid import build_pyramid as flow
@@ -221,3 +222,32 @@ def test_a_wrong_request_never_starts_a_server(image: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("pyramid.py: level 1 cannot be exact: along z, level 0 has 48")
     assert len(done.stderr.splitlines()) == 3
+
+
+def test_the_demo_leaves_a_picture_and_a_report_and_prints_what_helps(tmp_path: Path) -> None:
+    """Below data/ and nowhere else; no line of Prefect's about tasks, and none that is said twice."""
+    script = Path(main.__code__.co_filename)
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+        "PYTHONPATH": str(script.parent.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, script, "--test-shape", "96,96,96"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+    made = {p.name for p in (tmp_path / "data").iterdir()}
+    assert made == {"phantom.zarr", "phantom.png", "phantom.html"}
+    place = tmp_path / "data" / "phantom.zarr"
+    assert done.stdout.splitlines()[-6:] == [
+        "",
+        f"view:    pyramid view {place}",
+        f"preview: pyramid preview {place}",
+        f"Python:  zarr.open_array('{place}', path='1', mode='r')",
+        "picture: data/phantom.png",
+        "report:  data/phantom.html",
+    ]
+    for word in ("Task run", "verified: ", "published ", "Warning"):
+        assert word not in done.stderr
+    assert done.stderr.count("level 1 of phantom: 48x48x48") == 1

@@ -60,4 +60,9 @@ def test_the_options_that_the_readme_names_exist() -> None:
     named = set(re.findall(r"`--([a-z-]+)", ours)) | set(re.findall(r" --([a-z-]+) ", ours))
     known = {name.replace("_", "-") for name in PyramidParams.model_fields}
     assert named
-    assert named <= known | {"help", "long"}  # the latter is pytest's, of tests/conftest.py
+    assert named <= known | {
+        "help",
+        "json",
+        "long",
+        "report",
+    }  # the latter is pytest's, of tests/conftest.py

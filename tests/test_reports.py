@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import json
 import re
-import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import zarr
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -34,9 +32,10 @@ from flows.reports import key_of, level_rows, progress_of, report
 from flows.tasks import failed
 from pyramid_core.build import BuildResult
 from pyramid_core.errors import BuildError
+from pyramid_core.opening import ways_to_open
 from tests.images import write_base
 from tests.service import free_port
-from tests.stories import build, noise, read, write_image
+from tests.stories import build, noise, write_image
 
 SECRETS = ("hunter2", "hush")
 
@@ -183,7 +182,7 @@ def test_the_report_says_whether_the_image_is_right(result: BuildResult, tmp_pat
     """Verified, not verified, or there before: three different things."""
     source = tmp_path / "day 1" / "a scan.zarr"
     text = report(result)
-    assert "**Verified** (sample): 1 of 1 blocks were computed again and found equal" in text
+    assert "Verified (sample): 1 of 1 blocks were computed again and found equal" in text
     assert f"`{source}` is an OME-Zarr 0.5 image of 2 levels." in text
     assert "1 blocks were built in " in text
     again = report(build(source, step=[2, 2, 2], verify="sample"))
@@ -191,38 +190,15 @@ def test_the_report_says_whether_the_image_is_right(result: BuildResult, tmp_pat
     assert "0 blocks were built and 1 found finished in " in again
     unverified = report(build(source, tmp_path / "b.zarr", step=[2, 2, 2]))
     assert "It was not verified" in unverified
-    assert "**Verified**" not in again + unverified
+    assert "Verified" not in again + unverified
     assert "\n- nothing tells the voxel size, so it is 1; --voxel-size and --unit would" in text
 
 
-def lines_of(result: BuildResult) -> list[str]:
-    """Return the lines of a report that open its image: napari's, Neuroglancer's and Python's."""
-    found = re.findall(r"^```\n(.*)\n```$", report(result), re.MULTILINE)
-    assert len(found) == 3
-    return list(found)
-
-
-def test_the_lines_that_open_an_image_open_it(result: BuildResult, tmp_path: Path) -> None:
-    """The Python line gives the coarsest level; a shell takes the path with its space as one word."""
-    napari, layer, python = lines_of(result)
-    place = f"{tmp_path}/day 1/a scan.zarr"
-    level = eval(python, {"zarr": zarr})
-    assert np.array_equal(level[...], read(Path(place) / "1"))
-    assert shlex.split(napari) == ["napari", "--plugin", "napari-ome-zarr", place]
-    assert layer == "zarr://http://127.0.0.1:8080/a%20scan.zarr/"
-    (served,) = re.findall(r"served by `(.*)`", report(result))
-    assert shlex.split(served) == ["npx", "http-server", "--cors", f"{tmp_path}/day 1"]
-
-
-def test_an_image_in_a_bucket_is_opened_by_its_url(result: BuildResult) -> None:
-    """Neuroglancer reads s3:// itself, so nothing has to be served."""
-    remote = at(result, "s3://bucket/day/a.zarr")
-    assert lines_of(remote) == [
-        "napari --plugin napari-ome-zarr s3://bucket/day/a.zarr",
-        "zarr://s3://bucket/day/a.zarr/",
-        "zarr.open_array('s3://bucket/day/a.zarr', path='1', mode='r')",
-    ]
-    assert "served by" not in report(remote)
+def test_the_report_says_how_to_open_the_image(result: BuildResult) -> None:
+    """Each way of the core, its code in a block of its own."""
+    text = report(result)
+    for way in ways_to_open(result.plan):
+        assert f"\n{way.program}: {way.how}\n\n```\n{way.code}\n```\n" in text
 
 
 def test_the_picture_stands_in_the_report(result: BuildResult) -> None:

@@ -177,7 +177,8 @@ def _microscopy(dice: np.random.Generator, region: Region) -> Array:
     smooth = waves[0][:, None, None] * waves[1][:, None] * waves[2]
     bright = 120 + 1500 * np.clip(smooth, 0, None) ** 2
     noisy = bright + np.sqrt(bright) * dice.standard_normal(bright.shape)
-    return np.clip(noisy.round(), 0, 65535).astype(np.uint16)
+    voxels: Array = np.clip(noisy.round(), 0, 65535).astype(np.uint16)
+    return voxels
 
 
 def linked_copy(place: Path, copy: Path) -> Path:

@@ -1,0 +1,138 @@
+"""A command and its shell: exit statuses, signals, errors in one line, colours on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from pyramid_core.errors import PyramidError, RequestError, printable, reason_and_remedy
+
+DONE, FAILED, WRONG = 0, 1, 2
+
+QUIET, USUAL, VERBOSE = 0, 1, 2
+"""How much a command says beside its answer."""
+
+COLORS = {"red": 31, "green": 32}
+
+
+class _Stopped(BaseException):
+    """A signal came: unwind as for Ctrl-C, so that running blocks end and the target is let go."""
+
+
+_SIGNALS = {
+    signal.SIGINT: ("Ctrl-C", signal.default_int_handler),
+    signal.SIGTERM: ("SIGTERM", signal.SIG_DFL),
+    signal.SIGHUP: ("SIGHUP", signal.SIG_DFL),
+}
+"""What stops a command: its name, and who handles it where nobody has asked for something else."""
+
+
+def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
+    """Run a command; turn what goes wrong into one message and an exit status.
+
+    Args:
+        run: The command; returns its exit status.
+        name: Its name.
+        hasty: A second signal ends the process at once, while the first still stops the work.
+    """
+    before = {
+        number: signal.signal(number, _stop_then_end if hasty else _stop)
+        for number, (_, usual) in _SIGNALS.items()
+        if signal.getsignal(number) == usual  # nohup has SIGHUP ignored
+    }
+    try:
+        return run()
+    except RequestError as error:
+        return _fail(name, error, WRONG)
+    except PyramidError as error:
+        return _fail(name, error, FAILED)
+    except BrokenPipeError:
+        # Who reads what we print has enough of it, like head; keep Python from saying so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        return _fail(name, reason_and_remedy(error) or error, FAILED)
+    except Exception as error:
+        # Errors of the object-store client, which need not be imported to be told.
+        if type(error).__module__.partition(".")[0] != "obstore":
+            raise
+        from pyramid_core.remote import told
+
+        said = reason_and_remedy(error) or told(error, "an object store")
+        return _fail(name, said, FAILED)
+    except KeyboardInterrupt:
+        return _stopped(name, signal.SIGINT)
+    except _Stopped as stopped:
+        return _stopped(name, stopped.args[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
+    raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
+
+
+def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
+    for each in _SIGNALS:
+        if signal.getsignal(each) == _stop_then_end:
+            signal.signal(each, _end)
+    _stop(number, frame)
+
+
+def _end(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
+    """End at once, at the second signal; as after a kill, what is there is whole."""
+    os.write(2, b"pyramid: ended at once; run the same again to go on\n")
+    os._exit(128 + number)
+
+
+def _stopped(name: str, number: int) -> int:
+    said = f"stopped by {_SIGNALS[signal.Signals(number)][0]}; run the same again to go on"
+    return _fail(name, said, 128 + number)
+
+
+def _fail(name: str, error: object, status: int) -> int:
+    # The terminal may be gone, or who reads it.
+    with contextlib.suppress(OSError):
+        head = painted(f"{name}:", "red", sys.stderr)
+        print(f"{head} {printable(error)}", file=sys.stderr, flush=True)
+    return status
+
+
+def painted(text: str, color: str, stream: TextIO) -> str:
+    """Return a text in a colour where a terminal shows it, and https://no-color.org is respected.
+
+    >>> import io
+    >>> painted("right", "green", io.StringIO())
+    'right'
+    """
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if is_plain or not stream.isatty() else f"\x1b[{COLORS[color]}m{text}\x1b[0m"
+
+
+@contextlib.contextmanager
+def silent_libraries(say: int) -> Iterator[None]:
+    """Keep what libraries warn of from the terminal, unless much is to be said or -W asks for it.
+
+    Nothing that they warn of is for who builds a pyramid: what is, is an error or a note of ours.
+    """
+    if say == VERBOSE or sys.warnoptions:
+        yield
+        return
+    logger, sink = logging.getLogger("py.warnings"), logging.NullHandler()
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(sink)
+    # Not by a filter: a filter of warnings holds for one thread at a time.
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logger.removeHandler(sink)
+        logger.propagate = propagates
