@@ -239,8 +239,8 @@ class _Build(_Asked):
     )
     workers: Count = Field(
         default=None,
-        description="Threads, or processes on Dask. Empty or 0: one per CPU; for object stores "
-        "at least 8, since most wait.",
+        description="Threads, or processes on Dask. Empty or 0: one per CPU and a few more, "
+        "since some wait; for object stores at least 8.",
     )
     dask_address: Annotated[str | None, BeforeValidator(_none_if_blank)] = Field(
         default=None,

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import TextIO
@@ -32,6 +33,16 @@ _SIGNALS = {
 }
 """What stops a command: its name, and who handles it where nobody has asked for something else."""
 
+GRACE_SECONDS = 4.0
+"""How long the blocks in flight may go on after a first signal: a codec cannot be interrupted, and
+takes 14 s for a chunk of 512^3 in gzip."""
+
+_OF_TRACKERS = "ignore:resource_tracker:UserWarning"
+"""What multiprocessing's own process would say beside our line: that it tidied up after Dask."""
+
+_last_word = threading.Lock()
+"""Taken by whoever prints the one line of a command that was stopped."""
+
 
 def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
     """Run a command; turn what goes wrong into one message and an exit status.
@@ -39,7 +50,8 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
     Args:
         run: The command; returns its exit status.
         name: Its name.
-        hasty: A second signal ends the process at once, while the first still stops the work.
+        hasty: The process is ours to end: at once by a second signal, and ``GRACE_SECONDS`` after
+            the first, whatever still runs then.
     """
     before = {
         number: signal.signal(number, _stop_then_end if hasty else _stop)
@@ -83,18 +95,40 @@ def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
     for each in _SIGNALS:
         if signal.getsignal(each) == _stop_then_end:
             signal.signal(each, _end)
+    # Not called off when the work has ended: a thread in a codec holds up Python's own end too.
+    timer = threading.Timer(GRACE_SECONDS, _end_late, (number,))
+    timer.daemon = True
+    timer.start()
     _stop(number, frame)
 
 
 def _end(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
     """End at once, at the second signal; as after a kill, what is there is whole."""
-    os.write(2, b"pyramid: ended at once; run the same again to go on\n")
+    _say_last("pyramid: ended at once; run the same again to go on")
     os._exit(128 + number)
 
 
+def _end_late(number: int) -> None:
+    """End some seconds after the first signal, like the second."""
+    _say_last(f"pyramid: {_said_of(number)}")
+    os._exit(128 + number)
+
+
+def _say_last(line: str) -> None:
+    if _last_word.acquire(blocking=False):
+        shown = "\n\x1b[?25h" if os.isatty(2) else ""  # below the bar, which had hidden the cursor
+        with contextlib.suppress(OSError):
+            os.write(2, f"{shown}{line}\n".encode())
+
+
 def _stopped(name: str, number: int) -> int:
-    said = f"stopped by {_SIGNALS[signal.Signals(number)][0]}; run the same again to go on"
-    return _fail(name, said, 128 + number)
+    if _last_word.acquire(blocking=False):
+        _fail(name, _said_of(number), FAILED)
+    return 128 + number
+
+
+def _said_of(number: int) -> str:
+    return f"stopped by {_SIGNALS[signal.Signals(number)][0]}; run the same again to go on"
 
 
 def _fail(name: str, error: object, status: int) -> int:
@@ -122,9 +156,11 @@ def silent_libraries(say: int) -> Iterator[None]:
 
     Nothing that they warn of is for who builds a pyramid: what is, is an error or a note of ours.
     """
-    if say == VERBOSE or sys.warnoptions:
+    if say == VERBOSE or [option for option in sys.warnoptions if option != _OF_TRACKERS]:
         yield
         return
+    if _OF_TRACKERS not in sys.warnoptions:
+        sys.warnoptions.append(_OF_TRACKERS)  # handed on to processes that are started
     logger, sink = logging.getLogger("py.warnings"), logging.NullHandler()
     propagates, logger.propagate = logger.propagate, False
     logger.addHandler(sink)

@@ -43,12 +43,13 @@ def is_url(location: str) -> bool:
 
 
 def enough_threads(*locations: str) -> int:
-    """Return how many threads keep this machine busy: of those that ask a store, most wait.
+    """Return how many threads keep this machine busy: some wait for the disk, most for a store.
 
     >>> enough_threads("s3://bucket/x.zarr") >= 8
     True
     """
-    return max(cpus(), 8 if any(map(is_url, locations)) else 1)
+    some = cpus() + min(cpus(), 4)
+    return max(some, 8) if any(map(is_url, locations)) else some
 
 
 def local_path(location: str) -> Path:

@@ -45,6 +45,7 @@ def main(what: str, asked: dict[str, Any]) -> None:
     if asked.get("dask_address"):
         children.start()
     do: dict[str, Callable[[], object]] = {
+        "flow": lambda: _flow(asked),
         "build": lambda: build_pyramid(PyramidParams(**asked)),
         "verify": lambda: verify_pyramid(**asked),
         "preview": lambda: render_preview(**asked),
@@ -53,6 +54,12 @@ def main(what: str, asked: dict[str, Any]) -> None:
     do[what]()
     children.end.set()
     print(json.dumps({"baseline": baseline, "peaks": [peak(), *children.peaks.values()]}))
+
+
+def _flow(asked: dict[str, Any]) -> object:
+    from flows.pyramid import build_pyramid
+
+    return build_pyramid(**asked)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,15 @@ if stage == "phantom":
     phantom.draw = slow(phantom.draw, 0.1)
 if stage == "preview":
     preview.render_preview = slow(preview.render_preview, 60)
+if stage == "thread":
+    from concurrent.futures import ThreadPoolExecutor
+    threads = ThreadPoolExecutor(1)
+    def render(*args, real=preview.render_preview, **kwargs):
+        return threads.submit(slow(real, 60), *args, **kwargs).result()
+    preview.render_preview = render
+if stage == "cluster":
+    import distributed
+    distributed.LocalCluster.__exit__ = slow(distributed.LocalCluster.__exit__, 60)
 if stage == "plan":
     build.open_image = slow(build.open_image, 60)
 sys.exit(cli.main(sys.argv[3:]))
@@ -119,6 +128,7 @@ class Running:
             os.killpg(self.process.pid, signal.SIGKILL)
             pytest.fail(f"it goes on: {self.process.communicate()[1]}")
         assert "Traceback" not in told, told
+        assert told.count("run the same again") <= 1, told
         until(lambda: not self.left(), "all its processes are gone")
         return self.process.returncode, told.splitlines()[-1] if told else ""
 
@@ -228,6 +238,35 @@ def test_a_second_signal_ends_at_once_and_nothing_is_lost(tmp_path: Path, calm: 
     assert tree(target) == tree(calm / "out.zarr")
 
 
+@pytest.mark.parametrize(("number", "status", "name"), SIGNALS)
+def test_a_block_that_does_not_end_holds_up_a_signal_for_no_more_than_seconds(
+    tmp_path: Path, calm: Path, number: int, status: int, name: str
+) -> None:
+    """Blocks of five minutes, as of one large chunk in a codec: one line, the status, in under 5 s but for a busy machine; and then the same bytes."""
+    target = tmp_path / "out.zarr"
+    run = Running(tmp_path, "stuck", *asked(calm / "in.zarr", target))
+    run.reach(2)
+    run.send(number, group=True)
+    begin = time.monotonic()
+    status_and_line = run.end()
+    assert time.monotonic() - begin < 10
+    assert status_and_line == (status, f"pyramid: stopped by {name}; run the same again to go on")
+    again(calm / "in.zarr", target)
+    assert tree(target) == tree(calm / "out.zarr")
+
+
+def test_a_chunk_in_a_codec_holds_up_the_end_of_a_picture_no_longer_either(
+    tmp_path: Path, calm: Path
+) -> None:
+    """Where the command has unwound, but a thread that Python waits for at its end has not."""
+    run = Running(tmp_path, "thread", "preview", calm / "out.zarr", "-o", tmp_path / "a.png")
+    run.reach()
+    run.send(signal.SIGINT)
+    begin = time.monotonic()
+    assert run.end() == (130, "pyramid: stopped by Ctrl-C; run the same again to go on")
+    assert time.monotonic() - begin < 10
+
+
 def test_a_terminal_that_is_closed_stops_the_build_unless_nohup_was_said(
     tmp_path: Path, calm: Path
 ) -> None:
@@ -280,6 +319,20 @@ def test_a_signal_to_a_build_on_local_processes_reaches_all_and_ends_all(
     if moment == "building":
         assert attributes(target)["zarr-pyramid-flow"]["state"] == "building"
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".lock")] == []
+
+
+@pytest.mark.dask
+def test_local_processes_that_do_not_end_are_given_up_and_end_all_the_same(
+    tmp_path: Path, calm: Path
+) -> None:
+    """Where the cluster takes a minute to close: the one line and nothing after it, in seconds, and no process left."""
+    target = tmp_path / "out.zarr"
+    run = Running(tmp_path, "cluster", *asked(calm / "in.zarr", target, "--dask-address", "local"))
+    until(lambda: (target / "0" / "c").is_dir(), "it builds")
+    run.send(signal.SIGTERM, group=True)
+    begin = time.monotonic()
+    assert run.end() == (143, "pyramid: stopped by SIGTERM; run the same again to go on")
+    assert time.monotonic() - begin < 10
 
 
 # --- processes of Dask that die -----------------------------------------------------------------
