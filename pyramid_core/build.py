@@ -20,10 +20,10 @@ from pyramid_core.params import PyramidParams, human
 from pyramid_core.phantom import foreseen, is_vacant, plan_phantom, write_phantom
 from pyramid_core.plan import plan_pyramid
 from pyramid_core.reader import open_image
-from pyramid_core.stores import shown
+from pyramid_core.stores import open_storage, shown
 from pyramid_core.verify import Verification, gate, still_to_build
-from pyramid_core.workers import open_executor
-from pyramid_core.writer import commit, prepare, published, refresh
+from pyramid_core.workers import is_cluster, open_executor
+from pyramid_core.writer import commit, delete_temporary, prepare, published, refresh
 
 log = logging.getLogger(__name__)
 ending = logging.getLogger(f"{__name__}.ending")
@@ -174,6 +174,9 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
         if verification.mode != "none":
             ending.info("verified: %s", verification.verdict)
         owner.check()
+        if is_cluster(workers):  # one that was killed has left half an object behind
+            for image in plan.images:
+                delete_temporary(image, open_storage(image.target))
         steps.publish(plan)
     seconds = time.perf_counter() - start
     ending.info("published %s after %.1f s", shown(plan.target), seconds)

@@ -6,10 +6,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, NamedTuple
 
 ROOT = Path(__file__).parent.parent
+
+
+class Server(ThreadingHTTPServer):
+    """Serves HTTP, to many who come at once too."""
+
+    request_queue_size = 128  # who finds no place in the usual 5 comes again after a second
 
 
 class Child(NamedTuple):

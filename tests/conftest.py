@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.child import Server
 from tests.images import Pyramids
 from tests.s3 import running_moto
 from tests.service import Service, running_service
@@ -26,12 +28,16 @@ collect_ignore = ["saboteur", "watcher"]
 settings.register_profile("claims", deadline=None)
 settings.load_profile("claims")
 
+# What a script starts in the background ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the flag of the long campaigns."""
     parser.addoption("--long", action="store_true", help="run campaigns in their long form")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook, and would come first
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares a server that is slow to start, when processes share the tests."""
     for item in items:
@@ -65,7 +71,7 @@ class _Silent(SimpleHTTPRequestHandler):
 def served(tmp_path: Path) -> Iterator[str]:
     """The URL at which ``tmp_path`` can be read."""
     handler = partial(_Silent, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tests.child import Child, running_child
+from tests.child import Child, Server, running_child
 
 KINDS = ("slow_down", "reset", "stall", "truncated", "chunked", "missing")
 """What can go wrong: 503 SlowDown; the connection is reset, before the server hears of the request
@@ -109,7 +109,7 @@ class _State:
         self.leave_after: tuple[int, str] | None = None
         self.connections: set[socket.socket] = set()
         self.port = 0
-        self.listener: ThreadingHTTPServer | None = None
+        self.listener: Server | None = None
         self.stopping = threading.Event()
 
     def forget(self) -> None:
@@ -184,8 +184,7 @@ class _State:
             _reset(connection)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(Server):
     state: _State
 
     def handle_error(self, *_: Any) -> None:

@@ -23,16 +23,17 @@ def running_moto() -> Iterator[str]:
 def serve() -> None:
     """Serve until standard input is closed: by our parent, or by its death."""
     import logging
+    import threading
 
-    from moto.server import ThreadedMotoServer
+    from moto.server import create_backend_app
+    from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    print(f"http://{host}:{port}", flush=True)
+    # S3 alone: else moto looks for the service of each request among the files of its package.
+    server = make_server("127.0.0.1", 0, create_backend_app("s3"), threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(f"http://127.0.0.1:{server.server_port}", flush=True)
     sys.stdin.read()
-    server.stop()
 
 
 if __name__ == "__main__":

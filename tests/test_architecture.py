@@ -295,6 +295,13 @@ def test_an_import_of_prefect_is_found(tmp_path: Path, text: str) -> None:
     assert prefect_imports(tmp_path / "grid.py", tmp_path) != set()
 
 
+def test_what_shares_a_slow_server_is_run_by_one_process(request: pytest.FixtureRequest) -> None:
+    """Xdist reads groups in the names of tests; where it cannot write them there, it says nothing and each process starts every server."""
+    shared = [i for i in request.session.items if i.get_closest_marker("xdist_group")]
+    if hasattr(request.config, "workerinput"):
+        assert [item.name for item in shared if "@" not in item.nodeid] == []
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

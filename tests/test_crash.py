@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """What is asked of each kind."""
 
-OWNER = {"beat": 0.1, "watch": 0.5}
+OWNER = {"beat": 0.1, "watch": 0.1}
 """An owner object is given up soon, since nobody else is there."""
 
 CHOSEN = {

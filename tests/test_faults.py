@@ -53,7 +53,7 @@ def store(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("AWS_TIMEOUT", "2s")
     for module in (remote, sure):
         monkeypatch.setattr(module, "PAUSES", (0.01, 0.02, 0.05, 0.1))
-    monkeypatch.setattr(owner, "WATCH_SECONDS", 2.0)
+    monkeypatch.setattr(owner, "WATCH_SECONDS", 0.2)  # nobody else is there
     monkeypatch.setattr(owner, "BEAT_SECONDS", 0.4)
     proxy.come_back()
     proxy.behave()

@@ -42,7 +42,7 @@ def test_the_commands_of_the_readme_run() -> None:
 
 @pytest.mark.flow
 @pytest.mark.usefixtures("scan", "prefect_harness")
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
 def test_the_python_of_the_readme_runs(code: str) -> None:
     """Each block runs in a folder that holds scan.zarr, with a server that takes its events."""
     exec(compile(code, "README.md", "exec"), {})

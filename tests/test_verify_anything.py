@@ -22,7 +22,7 @@ from pyramid_core.errors import LocationError
 from tests.images import STACK, blobs, write_base
 from tests.stories import chunk_files, noise, reduced
 
-VOXELS = noise((16, 64, 64))
+VOXELS = noise((16, 32, 32))
 
 
 def ours(place: Path, version: str = "0.5") -> None:

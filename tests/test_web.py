@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pyramid_core.origin import look_at
 from pyramid_core.params import parse_params, parse_sweep_params
 from pyramid_core.plan import plan_pyramid
 from pyramid_core.stores import open_storage
+from tests.child import Server
 from tests.proxy import Proxy, running_proxy
 from tests.stories import tree, write_image
 from tests.test_faults import pyramid, until_done
@@ -233,7 +234,7 @@ class _Guarded(BaseHTTPRequestHandler):
 
 @contextmanager
 def guarded(folder: Path, host: str = "127.0.0.1", *, public: bool = False) -> Iterator[Any]:
-    with ThreadingHTTPServer((host, 0), _Guarded) as server:
+    with Server((host, 0), _Guarded) as server:
         told: Any = server
         told.folder, told.public, told.heard, told.elsewhere = folder, public, [], ""
         told.url = f"http://{host}:{server.server_port}"
