@@ -421,3 +421,38 @@ def test_a_scheduler_that_is_lost_as_blocks_are_handed_over_ends_the_build(
     params = PyramidParams(source=str(source), target=str(tmp_path / "out.zarr"))
     with pytest.raises(BuildError, match="level 0: the Dask scheduler was lost; start one, then"):
         build_pyramid(params, executor=Lost(loss))
+
+
+class Killed(ThreadPoolExecutor):
+    """Stands for a cluster one of whose workers died while it wrote a chunk, and left half of it."""
+
+    class _client:  # noqa: N801 - Dask's name for it
+        status = "running"
+
+        @staticmethod
+        def nthreads() -> dict[str, int]:
+            """Return one worker with two threads."""
+            return {"worker": 2}
+
+    _futures: tuple[()] = ()
+
+    def __init__(self, half: Path) -> None:
+        super().__init__(2)
+        self._half = half
+
+    def submit(self, *words: Any, **options: Any) -> Future[Any]:
+        """Run a block, and leave half of another."""
+        self._half.parent.mkdir(parents=True, exist_ok=True)
+        self._half.write_bytes(b"half")
+        return super().submit(*words, **options)
+
+
+def test_what_a_killed_worker_left_half_written_is_not_published(tmp_path: Path) -> None:
+    """The blocks of a worker that died run elsewhere, and its temporary files are gone before the commit."""
+    source = write_image(tmp_path / "in.zarr", noise((64, 64)), (16, 16))
+    build(source, tmp_path / "calm.zarr")
+    half = tmp_path / "out.zarr" / "0" / "c" / "1" / "1#1"
+    params = PyramidParams(source=str(source), target=str(tmp_path / "out.zarr"))
+    with Killed(half) as executor:
+        build_pyramid(params, executor=executor)
+    assert tree(tmp_path / "out.zarr").keys() == tree(tmp_path / "calm.zarr").keys()
