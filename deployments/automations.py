@@ -57,15 +57,18 @@ def automations(within: timedelta) -> list[Automation]:
     )
     crashed = Automation(
         name="pyramid: crashed runs go on",
-        description="A crashed run is begun again; it does what is missing.",
+        description="A run that stays crashed is begun again; it does what is missing.",
+        # Not at once: of a run that is killed, the runner tells, and a moment later the worker too.
+        # Begun again at each, it would run twice.
         trigger=EventTrigger(
-            expect={"prefect.flow-run.Crashed"},
+            after={"prefect.flow-run.Crashed"},
+            expect={"prefect.flow-run.AwaitingRetry", "prefect.flow-run.Running"},
             match=runs,
             match_related=[ours, deployed],
             for_each={"prefect.resource.id"},
-            posture=Posture.Reactive,
+            posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(0),
+            within=timedelta(seconds=10),
         ),
         actions=[
             ChangeFlowRunState(

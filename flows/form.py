@@ -38,6 +38,9 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     for constraint in field.metadata:
         annotation = Annotated[annotation, constraint]
     default = inspect.Parameter.empty if field.is_required() else field.default
+    if set(get_args(field.annotation)) == {str, int}:
+        # Two tabs again; a size can be typed as text, numbers too.
+        annotation = Annotated[annotation, WithJsonSchema({"type": "string"})]
     if type(None) in get_args(field.annotation):
         # The form would show two tabs, one of them named None; a box that may stay blank reads
         # better. The model takes both blanks for None.

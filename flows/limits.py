@@ -8,6 +8,7 @@ cannot be reached, or has forgotten who holds a slot, never stops a build.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,6 +37,9 @@ WAIT_SECONDS = 600.0
 
 BUSY_SECONDS = 5.0
 """How often a run that was picked up looks whether its former self has let the image go."""
+
+ASK_SECONDS = 2.0
+"""How long one wait for a slot is; a run that waits asks again and again."""
 
 LEASE_SECONDS = 60.0
 """A slot is free this long after its holder was killed; the shortest that Prefect takes."""
@@ -76,20 +80,22 @@ def when_free(build: Callable[[], BuildResult]) -> BuildResult:
 @contextmanager
 def limits(plan: PyramidPlan) -> Iterator[None]:
     """Hold the slot of this image, and one of the store's where an operator has set that limit."""
-    # A hidden server is this run's own. And a run that crashed and was picked up again would wait
-    # for itself: its slot is leased a little longer.
-    if not PREFECT_API_URL.value() or runtime.flow_run.run_count > 1:
+    if not PREFECT_API_URL.value():  # a hidden server is this run's own
         yield
         return
+    # A run that crashed and was picked up again would wait for itself: its slot is leased a little
+    # longer.
+    again = runtime.flow_run.run_count > 1
     held: list[str] = []
     with ExitStack() as slots:
         try:
-            _hold(slots, STORE_LIMIT, None)
-            for name in [key_of(image.target) for image in plan.images]:
+            for name in [] if again else [key_of(image.target) for image in plan.images]:
                 with get_client(sync_client=True) as client:
                     client.upsert_global_concurrency_limit_by_name(name, 1)
                 if _hold(slots, name, WAIT_SECONDS):
                     held.append(name)
+            # Last: who waits for an image must not keep others from the store.
+            _hold(slots, STORE_LIMIT, None)
         except _UNREACHABLE as error:
             log.warning("built without waiting for others: %s", error)
         try:
@@ -131,16 +137,18 @@ def _hold(slots: ExitStack, name: str, seconds: float | None) -> bool:
         return False
     if limit.active_slots >= limit.limit:
         log.info("other runs hold the limit %s; this one waits", name)
-    try:
-        slots.enter_context(
-            concurrency(
-                name,
-                timeout_seconds=seconds,
-                lease_duration=LEASE_SECONDS,
-                raise_on_lease_renewal_failure=False,
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        # In short waits: a cancel does not reach a run inside of one, and it would be killed.
+        with suppress(TimeoutError):
+            slots.enter_context(
+                concurrency(
+                    name,
+                    timeout_seconds=ASK_SECONDS,
+                    lease_duration=LEASE_SECONDS,
+                    raise_on_lease_renewal_failure=False,
+                )
             )
-        )
-        return True
-    except TimeoutError:
-        log.warning("%s was not free within %s s; the lock beside the image decides", name, seconds)
-        return False
+            return True
+    log.warning("%s was not free within %s s; the lock beside the image decides", name, seconds)
+    return False

@@ -13,13 +13,14 @@ import flows  # noqa: F401 - sets what Prefect reads when it is imported
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.settings import PREFECT_API_URL
 
 from flows import reports, tasks
 from flows.form import takes
 from flows.limits import check_runs, limits, when_free
 from pyramid_core.answers import summary
 from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
-from pyramid_core.errors import PyramidError, printable
+from pyramid_core.errors import PyramidError, RequestError, printable
 from pyramid_core.options import Parser, add_params, given_params
 from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.preview import write_preview
@@ -95,7 +96,16 @@ def _run(arguments: argparse.Namespace) -> int:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):  # the log in the UI keeps every line
             handler.addFilter(_helps)
-    result = build_pyramid(**params.model_dump())
+    try:
+        result = build_pyramid(**params.model_dump())
+    except RuntimeError as error:
+        if not str(error).startswith("Failed to reach API"):
+            raise
+        msg = (
+            f"no Prefect server answers at {PREFECT_API_URL.value()} (PREFECT_API_URL); start it, "
+            f"unset the variable, or use pyramid build, which needs none"
+        )
+        raise RequestError(msg) from error
     print(printable(summary(result)))
     if is_demo:
         print(f"picture: {write_preview(params.source, DEMO_PICTURE)}")

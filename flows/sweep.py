@@ -31,7 +31,7 @@ from pyramid_core.build import plan_build
 from pyramid_core.changes import Change, last_change
 from pyramid_core.errors import LocationError, PyramidError, RequestError, TargetBusyError
 from pyramid_core.inbox import Found, find_images
-from pyramid_core.params import SweepParams, parse_sweep_params
+from pyramid_core.params import PyramidParams, SweepParams, parse_sweep_params
 from pyramid_core.stores import shown
 
 log = logging.getLogger("pyramid_core.flows")
@@ -158,7 +158,7 @@ def _build_here(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcom
     """Build one image after another in this process, so that a cancel reaches what runs."""
     for image in images:
         start = time.perf_counter()
-        asked = params.params(image.source, image.target)
+        asked = _asked(params, image)
         state: Any = build_pyramid(**asked.model_dump(), return_state=True)
         seconds = time.perf_counter() - start
         if state.is_completed():
@@ -170,6 +170,14 @@ def _build_here(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcom
             outcome = "refused" if isinstance(error, RequestError) else "failed"
             outcome = "busy" if isinstance(error, TargetBusyError) else outcome
             yield _outcome(image, outcome, state.message or state.name, seconds)
+
+
+def _asked(params: SweepParams, image: Found) -> PyramidParams:
+    """Return what is asked of an image; what another sweep has built meanwhile stays."""
+    asked = params.params(image.source, image.target)
+    if image.state == "new" and asked.existing == "replace":
+        return asked.model_copy(update={"existing": "resume"})
+    return asked
 
 
 def _check_deployment(name: str) -> None:
@@ -187,7 +195,7 @@ def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome
     start = time.perf_counter()
     with _cancelled_with_us(runs):
         for image in images:
-            asked = params.params(image.source, image.target).model_dump()
+            asked = _asked(params, image).model_dump()
             run: Any = run_deployment(
                 str(params.deployment), parameters=_filled_in(asked), timeout=0
             )

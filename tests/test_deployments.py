@@ -22,6 +22,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from prefect import Flow
+from prefect.events.schemas.automations import Posture
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
@@ -330,6 +331,18 @@ def test_the_automations_look_after_our_flows_after_three_heartbeats(
             "prefect.resource.name": names,
         }
         assert automation.trigger.for_each == {"prefect.resource.id"}
+
+
+def test_a_run_that_is_called_crashed_twice_is_begun_again_once() -> None:
+    """The runner tells of a kill, and the worker a moment later: begun again at each, it would run twice and rebuild what the first has published."""
+    _, crashed = automations.automations(timedelta(seconds=180))
+    trigger = crashed.trigger
+    assert trigger.posture == Posture.Proactive
+    assert trigger.after == {"prefect.flow-run.Crashed"}
+    assert trigger.expect == {"prefect.flow-run.AwaitingRetry", "prefect.flow-run.Running"}
+    assert trigger.within >= timedelta(
+        seconds=10
+    )  # Prefect's shortest; the second word comes after 2
 
 
 # --- README.md ---------------------------------------------------------------------------------

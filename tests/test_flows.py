@@ -185,6 +185,7 @@ def test_the_form_is_the_fields_of_the_parameters(
         shown = schema["properties"][name]
         assert (shown["title"], shown["position"]) == (name, position)
         assert shown["description"] == field.description
+        assert "type" in shown, "several types make tabs"
         for bound in ("minimum", "enum", "items", "type"):
             if bound in own[name]:
                 assert shown[bound] == own[name][bound]

@@ -36,14 +36,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def test_the_script_alone_builds_the_demo_and_writes_nowhere_else(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """The image and its picture in data/, Prefect's own in its home; only loopback is spoken to."""
+    """The image, its picture and a report in data/, Prefect's own in its home; only loopback is spoken to."""
     done = subprocess.run(
         SCRIPT, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "work").iterdir()) == ["data"]
     assert sorted(p.name for p in (tmp_path / "work" / "data").iterdir()) == [
-        "phantom.png", "phantom.zarr",
+        "phantom.html", "phantom.png", "phantom.zarr",
     ]  # fmt: skip
     # numba keeps its kernels beside the package where it can, else in the user's cache.
     assert {p.name for p in (tmp_path / "home").iterdir()} <= {".prefect", ".cache"}
@@ -53,7 +53,27 @@ def test_the_script_alone_builds_the_demo_and_writes_nowhere_else(
     assert verify_pyramid(str(tmp_path / "work" / "data" / "phantom.zarr"), "full").ok
     assert not [line for line in done.stderr.splitlines() if "ERROR" in line or "WARNING" in line]
     assert len(done.stderr.splitlines()) < 25
-    assert done.stdout.splitlines()[-1] == "picture: data/phantom.png"
+    assert done.stdout.splitlines()[-2:] == [
+        "picture: data/phantom.png",
+        "report:  data/phantom.html",
+    ]
+
+
+def test_a_server_that_is_not_there_is_told_of_in_one_line(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """What was asked, what was found and what to do, status 2, and nothing written."""
+    nowhere = {**environment, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run(
+        SCRIPT, cwd=tmp_path / "work", env=nowhere, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "pyramid.py: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL); start "
+        "it, unset the variable, or use pyramid build, which needs none"
+    )
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 @pytest.mark.service

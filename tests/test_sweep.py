@@ -33,7 +33,9 @@ from flows.pyramid import build_pyramid as pyramid_flow
 from flows.sweep import sweep_inbox
 from pyramid_core import PyramidParams, build_pyramid, open_image, plan_pyramid
 from pyramid_core.changes import DatedStorage
+from pyramid_core.inbox import Found
 from pyramid_core.owner import own
+from pyramid_core.params import SweepParams
 from pyramid_core.stores import open_storage
 from pyramid_core.writer import prepare
 from tests.stories import (
@@ -516,3 +518,16 @@ def test_a_deployment_that_is_not_there_is_said_before_anything_is_done(inbox: P
         assert state.message == (
             f"there is no deployment {name}; `prefect deployment ls` names those that there are"
         )
+
+
+@pytest.mark.parametrize(
+    ("state", "existing", "asked"),
+    [("new", "replace", "resume"), ("changed", "replace", "replace"), ("new", "fail", "fail")],
+)
+def test_a_sweep_never_replaces_what_another_has_built_meanwhile(
+    state: Any, existing: Any, asked: str
+) -> None:
+    """What was not there when the inbox was listed may have been published since, so that is gone on with."""
+    image = Found("/inbox/a.zarr", "/out/a.zarr", state, note="")
+    params = SweepParams(inbox="/inbox", existing=existing)
+    assert module._asked(params, image).existing == asked

@@ -1,0 +1,62 @@
+"""The limits of Prefect that a run holds: in which order, and how it waits for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows import limits
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is held, in order, of a server that is not there."""
+    names: list[str] = []
+
+    def hold(slots: ExitStack, name: str, seconds: float | None) -> bool:  # noqa: ARG001 - its form
+        names.append(name)
+        return False
+
+    client = SimpleNamespace(upsert_global_concurrency_limit_by_name=lambda *_: None)
+    monkeypatch.setattr(limits, "_hold", hold)
+    monkeypatch.setattr(limits, "get_client", lambda **_: nullcontext(client))
+    monkeypatch.setattr(limits, "key_of", lambda target: f"image {target}")
+    monkeypatch.setattr(limits, "PREFECT_API_URL", SimpleNamespace(value=lambda: "http://there"))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("run_count", "order"), [(1, ["image a", limits.STORE_LIMIT]), (2, [limits.STORE_LIMIT])]
+)
+def test_a_run_takes_a_slot_of_the_store_last_and_always(
+    monkeypatch: pytest.MonkeyPatch, held: list[str], run_count: int, order: list[str]
+) -> None:
+    """Who waits for an image keeps nobody from the store; who was picked up waits not for itself, but for the store."""
+    run = SimpleNamespace(flow_run=SimpleNamespace(run_count=run_count))
+    monkeypatch.setattr(limits, "runtime", run)
+    plan: Any = SimpleNamespace(images=[SimpleNamespace(target="a")])
+    with limits.limits(plan):
+        assert held == order
+
+
+def test_a_run_that_waits_for_a_slot_asks_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancel reaches it between two short waits; inside of one long wait it did not, for half a minute."""
+    waits: list[float] = []
+
+    @contextmanager
+    def concurrency(name: str, *, timeout_seconds: float, **_: Any) -> Iterator[None]:  # noqa: ARG001 - Prefect's form
+        waits.append(timeout_seconds)
+        if len(waits) < 4:
+            raise TimeoutError
+        yield
+
+    full = SimpleNamespace(active_slots=1, limit=1)
+    monkeypatch.setattr(limits, "_read", lambda _: full)
+    monkeypatch.setattr(limits, "concurrency", concurrency)
+    with ExitStack() as slots:
+        assert limits._hold(slots, "pyramid-store", None)
+    assert waits == [2.0] * 4
