@@ -1,8 +1,13 @@
-"""A store that misbehaves: builds end right, or with one clear error, and nothing is background."""
+"""A store that misbehaves: builds end right, or with one clear error, and nothing is background.
+
+A campaign that fails prints what replays its seed alone:
+``FAULT_SEED="in place 17" python -m pytest tests/test_faults.py -k together``.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import shutil
 import subprocess
@@ -163,12 +168,20 @@ def test_all_faults_together_leave_the_image_right(
     """From and to buckets, with every kind of fault, the image is that of a build without faults."""
     # Those that stall take their time, so in the short form they do so alone, above.
     kinds = KINDS if long_form else tuple(kind for kind in KINDS if kind != "stall")
-    for seed in range(2, 52 if long_form else 3):
+    replayed = os.environ.get("FAULT_SEED", "")
+    seeds = [f"{way} {n}" for n in range(2, 52 if long_form else 3)]
+    if replayed:
+        seeds = [replayed] if replayed.startswith(f"{way} ") else []
+    if not seeds:
+        pytest.skip(f"FAULT_SEED={replayed!r} is of another way")
+    for seed in seeds:
+        print(f'replay by FAULT_SEED="{seed}"{" --long" if long_form else ""}')
         for name in beside(store):
             open_storage(store).delete(name)
-        folder = tmp_path / str(seed)
+        folder = tmp_path / seed
         folder.mkdir()
-        campaign(store, proxy, image, folder, right, way=way, kinds=kinds, seed=seed)
+        number = int(seed.rpartition(" ")[2])
+        campaign(store, proxy, image, folder, right, way=way, kinds=kinds, seed=number)
 
 
 # --- a failed read is never background ----------------------------------------------------------
