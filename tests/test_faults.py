@@ -1,8 +1,13 @@
-"""A store that misbehaves: builds end right, or with one clear error, and nothing is background."""
+"""A store that misbehaves: builds end right, or with one clear error, and nothing is background.
+
+A campaign that fails prints what replays its seed alone:
+``FAULT_SEED="in place 17" python -m pytest tests/test_faults.py -k together``.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import shutil
 import subprocess
@@ -11,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -163,12 +169,20 @@ def test_all_faults_together_leave_the_image_right(
     """From and to buckets, with every kind of fault, the image is that of a build without faults."""
     # Those that stall take their time, so in the short form they do so alone, above.
     kinds = KINDS if long_form else tuple(kind for kind in KINDS if kind != "stall")
-    for seed in range(2, 52 if long_form else 3):
+    replayed = os.environ.get("FAULT_SEED", "")
+    seeds = [f"{way} {n}" for n in range(2, 52 if long_form else 3)]
+    if replayed:
+        seeds = [replayed] if replayed.startswith(f"{way} ") else []
+    if not seeds:
+        pytest.skip(f"FAULT_SEED={replayed!r} is of another way")
+    for seed in seeds:
+        print(f'replay by FAULT_SEED="{seed}"{" --long" if long_form else ""}')
         for name in beside(store):
             open_storage(store).delete(name)
-        folder = tmp_path / str(seed)
+        folder = tmp_path / seed
         folder.mkdir()
-        campaign(store, proxy, image, folder, right, way=way, kinds=kinds, seed=seed)
+        number = int(seed.rpartition(" ")[2])
+        campaign(store, proxy, image, folder, right, way=way, kinds=kinds, seed=number)
 
 
 # --- a failed read is never background ----------------------------------------------------------
@@ -403,6 +417,40 @@ def test_the_standard_variables_lead_to_the_store(
     with pytest.raises(AccessError, match="refuses us"):
         open_storage(f"{store}/a.zarr").read("zarr.json")  # the server wants one
     assert [h["authorization"] for h in proxy.heard] == [""]
+
+
+def make_public(store: str, s3_server: str) -> None:
+    """Let everyone list a bucket and read its objects; the server refuses it to who does not sign."""
+    bucket = f"{s3_server}/{store.removeprefix('s3://')}"
+    keys = [item.key for item in open_storage(store).listing()]
+    for place in (bucket, *(f"{bucket}/{key}" for key in keys)):
+        request = Request(
+            f"{place}?acl",
+            method="PUT",
+            headers={
+                "x-amz-acl": "public-read",
+                "Authorization": "AWS4-HMAC-SHA256 Credential=a/b/us-east-1/s3/c",
+            },
+        )
+        with urlopen(request):
+            pass
+
+
+def test_a_public_bucket_is_read_without_credentials(
+    store: str, proxy: Proxy, image: Path, right: Any, s3_server: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """AWS_SKIP_SIGNATURE=true and nothing else: no request is signed, and the image is that of a build with credentials."""
+    source, target = upload(image, f"{store}/a.zarr"), str(tmp_path / "b.zarr")
+    make_public(store, s3_server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    proxy.behave()
+    build_pyramid(PyramidParams(source=source, target=target, **ASKED))
+    assert stored(target) == right[False]
+    assert {(h["method"], h["authorization"]) for h in proxy.heard} <= {("GET", ""), ("HEAD", "")}
+    assert proxy.done["all"] > 10
 
 
 def test_an_owner_whose_first_answer_is_lost_owns_all_the_same(store: str, proxy: Proxy) -> None:
