@@ -265,9 +265,10 @@ def _make_sure(job: LevelJob, voxels: Array, region: Region) -> None:
         if not storage.exists(key):
             msg = f"{key} was listed but could not be found when it was read"
             raise SourceError(msg)
-        log.warning("%s was listed but read as nothing, so it was read again", key)
-        again = surely or _opened(job.token, *job.source, padded=False)
-        voxels[...] = again[region]
+        again = np.asarray((surely or _opened(job.token, *job.source, padded=False))[region])
+        if not same_bits(again, voxels):
+            log.warning("%s was listed but read as nothing at first, so it was read again", key)
+        voxels[...] = again
 
 
 def _is_fill(job: LevelJob, voxels: Array) -> bool:

@@ -456,3 +456,17 @@ def test_what_a_killed_worker_left_half_written_is_not_published(tmp_path: Path)
     with Killed(half) as executor:
         build_pyramid(params, executor=executor)
     assert tree(tmp_path / "out.zarr").keys() == tree(tmp_path / "calm.zarr").keys()
+
+
+def test_stored_chunks_of_nothing_but_fill_are_no_news(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Many writers store background; it is looked at twice, and said of it is nothing."""
+    array = zarr.create_array(
+        str(tmp_path / "in.zarr"), name="0", shape=(64, 64), chunks=(16, 16), dtype="u2",
+        config={"write_empty_chunks": True}, zarr_format=3,
+    )  # fmt: skip
+    array[...] = 0
+    assert len(chunk_files(tmp_path / "in.zarr" / "0")) == 16
+    build(tmp_path / "in.zarr", tmp_path / "out.zarr")
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []

@@ -10,6 +10,7 @@ import pytest
 
 from pyramid_core.cli import main
 from pyramid_core.params import PyramidParams
+from tests import parameters
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,3 +67,9 @@ def test_the_options_that_the_readme_names_exist() -> None:
         "long",
         "report",
     }  # the latter is pytest's, of tests/conftest.py
+
+
+def test_the_table_of_parameters_is_what_the_parameters_say() -> None:
+    """Names, defaults, choices and help, as ``python -m tests.parameters`` writes them."""
+    inside = README.partition(parameters.BEGIN)[2].partition(parameters.END)[0]
+    assert inside == parameters.table()
