@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -210,6 +211,13 @@ our_files = pytest.mark.parametrize(
 def test_every_module_of_the_core_has_its_floor() -> None:
     """A module that is not in the list could import anything."""
     assert {path.stem for path in files(CORE)} - {"__init__"} <= set(FLOORS)
+
+
+def test_the_design_lists_the_modules_in_order() -> None:
+    """Who reads docs/design.md meets the house as it is now."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    house = text.partition("## How data flows")[0]
+    assert re.findall(r"^- `(\w+)`: ", house, re.MULTILINE) == list(FLOORS)
 
 
 @pytest.mark.parametrize("floor", FLOORS)
