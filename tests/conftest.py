@@ -17,12 +17,16 @@ import pytest
 from hypothesis import settings
 
 from tests.child import Server
+from tests.crash import Driver
 from tests.images import Pyramids
 from tests.s3 import running_moto
 from tests.service import Service, running_service
 
 collect_ignore = ["saboteur", "watcher"]
 """Folders that tests put on the PYTHONPATH of other processes, each with a sitecustomize."""
+
+SHARED = ("service", "prefect_harness", "chromium", "driver", "dask_address", "large_images")
+"""Fixtures that one process makes for all; their tests are begun first."""
 
 # How long an example takes says nothing of a claim: the first one may compile a kernel.
 settings.register_profile("claims", deadline=None)
@@ -39,9 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook, and would come first
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares a server that is slow to start, when processes share the tests."""
+    """Keep together what shares something that is slow to make, when processes share the tests."""
     for item in items:
-        for name in ("service", "prefect_harness", "chromium"):
+        for name in SHARED:
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(name))
                 break
@@ -133,6 +137,14 @@ def chromium(chromium_program: str) -> Iterator[Any]:
 def pyramids(tmp_path_factory: pytest.TempPathFactory) -> Pyramids:
     """Finished pyramids, each built when it is first asked for; nobody may change one."""
     return Pyramids(tmp_path_factory.mktemp("pyramids"))
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """What forks the builds that are killed."""
+    driver = Driver(tmp_path_factory.mktemp("runs"))
+    yield driver
+    driver.close()
 
 
 @pytest.fixture

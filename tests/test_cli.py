@@ -108,7 +108,7 @@ def test_a_signal_ends_the_build_with_one_line_and_the_same_command_goes_on(
     tmp_path: Path, number: signal.Signals, status: int, name: str
 ) -> None:
     """Stopped in the middle: status 130 or 143, not published; again: finds what is finished."""
-    source = write_image(tmp_path / "a.zarr", noise((96, 96, 96), "f8"), (8, 8, 8))
+    source = write_image(tmp_path / "a.zarr", noise((48, 64, 96), "f8"), (8, 8, 8))
     command = [*PYRAMID, "build", str(source), "--target", str(tmp_path / "b.zarr"),
                "--step", "2,2,2", "--workers", "1", "--method", "mode"]  # fmt: skip
     quiet = {**os.environ, "PYTHONUNBUFFERED": "1"}

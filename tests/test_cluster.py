@@ -42,7 +42,7 @@ def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def dask_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a scheduler with two workers of one thread, all started from the command line."""
     folder = tmp_path_factory.mktemp("dask")
     with socket.socket() as probe:
@@ -97,11 +97,11 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("name", "shards"), [("out.zarr", []), ("sharded.zarr", [16, 16, 16])])
 def test_two_processes_of_a_real_cluster_share_the_blocks(
-    tmp_path: Path, local: Path, address: str, name: str, shards: list[int]
+    tmp_path: Path, local: Path, dask_address: str, name: str, shards: list[int]
 ) -> None:
     """Both workers build blocks, this process builds none, and the bytes are those that threads write."""
     results: list[BlockResult] = []
-    params = asked(local, tmp_path, dask_address=address, shards=shards, verify="full")
+    params = asked(local, tmp_path, dask_address=dask_address, shards=shards, verify="full")
     result = build_pyramid(params, progress=lambda _, block: results.append(block))
     assert result.blocks_built == len(results)
     workers = {block.worker for block in results}
@@ -130,12 +130,12 @@ def test_local_starts_processes_here_and_ends_them(tmp_path: Path, local: Path) 
     assert tree(tmp_path / "out.zarr") == tree(local / "out.zarr")
 
 
-def test_an_active_client_is_used(tmp_path: Path, local: Path, address: str) -> None:
+def test_an_active_client_is_used(tmp_path: Path, local: Path, dask_address: str) -> None:
     """Who has connected to a cluster gets the build there, without naming it, and keeps the connection."""
     from distributed import Client
 
     results: list[BlockResult] = []
-    with Client(address, timeout=30) as client:
+    with Client(dask_address, timeout=30) as client:
         params = asked(local, tmp_path)
         build_pyramid(params, progress=lambda _, block: results.append(block))
         assert client.submit(lambda: 7).result() == 7
@@ -144,13 +144,13 @@ def test_an_active_client_is_used(tmp_path: Path, local: Path, address: str) -> 
     assert tree(tmp_path / "out.zarr") == tree(local / "out.zarr")
 
 
-def test_a_block_that_fails_on_the_cluster_is_told_here(tmp_path: Path, address: str) -> None:
+def test_a_block_that_fails_on_the_cluster_is_told_here(tmp_path: Path, dask_address: str) -> None:
     """The error crosses the wire with level, region and cause."""
     source = write_image(tmp_path / "in.zarr", noise((16, 16, 16)), (8, 8, 8))
     torn = chunk_files(source / "0")[3]
     torn.write_bytes(torn.read_bytes()[:20])
     with pytest.raises(BuildError, match=r"level 0, voxels \[.*\]: \w+Error: "):
-        build(source, tmp_path / "out.zarr", dask_address=address, **ASKED)
+        build(source, tmp_path / "out.zarr", dask_address=dask_address, **ASKED)
 
 
 def test_an_address_where_nobody_answers_is_told_at_once(tmp_path: Path, local: Path) -> None:
@@ -166,7 +166,7 @@ def test_an_address_where_nobody_answers_is_told_at_once(tmp_path: Path, local: 
 
 
 def test_what_workers_warn_of_is_told_with_the_blocks(
-    tmp_path: Path, local: Path, address: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, local: Path, dask_address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A warning in another process reaches the log of the build, once, with the worker's name."""
     from distributed import Client
@@ -178,10 +178,10 @@ def test_what_workers_warn_of_is_told_with_the_blocks(
 
         logging.getLogger("pyramid_core").warning("the disk is slow")
 
-    with Client(address, set_as_default=False) as client:
+    with Client(dask_address, set_as_default=False) as client:
         client.run(warnings_heard)  # begins to listen, as the first block does
         client.run(warn)
-    build_pyramid(asked(local, tmp_path, dask_address=address))
+    build_pyramid(asked(local, tmp_path, dask_address=dask_address))
     told = [r.getMessage() for r in caplog.records if "the disk is slow" in r.getMessage()]
     assert len(told) in (1, 2)  # a level tells each warning once, and both workers have one
     assert all(line.startswith(f"on {socket.gethostname()}:") for line in told)

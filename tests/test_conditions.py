@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pyramid_core.cli import main
 from pyramid_core.errors import BuildError, is_transient, reason_and_remedy, system_number
 from tests.conditions import (
     ASKED,
@@ -32,11 +33,9 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calm")
     write_image(folder / "in.zarr", noise((24, 24)), (8, 8))
     shutil.copytree(folder / "in.zarr", folder / "own.zarr")
-    command = [sys.executable, "-m", "pyramid_core.cli", "build"]
-    for words in (["in.zarr", "--target", "out.zarr"], ["own.zarr"]):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([*command, *words, *ASKED], cwd=folder, check=True, capture_output=True,
-                       env=environment)  # fmt: skip
+    elsewhere = [folder / "in.zarr", "--target", folder / "out.zarr"]
+    for words in (elsewhere, [folder / "own.zarr"]):
+        assert main(["build", *map(str, words), *ASKED]) == 0
     return folder
 
 

@@ -229,14 +229,6 @@ def told(scene: Scene, tell: Callable[[Story], None], seed: str) -> Counter[str]
     return story.falls
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    """What forks the builds."""
-    driver = Driver(tmp_path_factory.mktemp("runs"))
-    yield driver
-    driver.close()
-
-
 @pytest.fixture
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Place]:
     """Where the builds of a kind are; the bucket keeps all versions."""

@@ -191,7 +191,7 @@ def test_as_many_blocks_are_wrong_as_the_table_says(wide: Path, tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(("wrong", "one_in"), [(1, 2), (2, 4)])
+@pytest.mark.parametrize(("wrong", "one_in"), [(1, 4), (2, 8)])
 def test_a_sample_finds_as_often_as_the_formula_says(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, one_in: int,
     long_form: bool,

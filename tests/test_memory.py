@@ -89,7 +89,7 @@ class Images:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+def large_images(tmp_path_factory: pytest.TempPathFactory) -> Images:
     """The images, which nobody changes."""
     return Images(tmp_path_factory.mktemp("images"))
 
@@ -156,9 +156,11 @@ def asked_of(case: Case, images: Images, target: Path) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", RISKY, ids=str)
-def test_a_build_stays_under_its_memory_limit(tmp_path: Path, images: Images, case: Case) -> None:
+def test_a_build_stays_under_its_memory_limit(
+    tmp_path: Path, large_images: Images, case: Case
+) -> None:
     """The peak of each process is under memory_limit + 300 MB, gate and commit included."""
-    found = peaks("build", asked_of(case, images, tmp_path / "out.zarr"))
+    found = peaks("build", asked_of(case, large_images, tmp_path / "out.zarr"))
     assert max(found) < case.limit + ALLOWANCE
 
 
@@ -187,7 +189,7 @@ def test_the_flow_stays_under_its_memory_limit(tmp_path: Path, images: Images) -
 
 @pytest.mark.timeout(7200)
 def test_every_build_keeps_its_limit_or_is_refused(
-    tmp_path: Path, images: Images, long_form: bool
+    tmp_path: Path, large_images: Images, long_form: bool
 ) -> None:
     """Over limits, shards, workers, processes, codecs, formats and methods: kept, or refused before anything is written."""
     if not long_form:
@@ -195,7 +197,7 @@ def test_every_build_keeps_its_limit_or_is_refused(
     over = []
     for case in MATRIX:
         target = tmp_path / "out.zarr"
-        asked = asked_of(case, images, target)
+        asked = asked_of(case, large_images, target)
         try:
             plan_pyramid(open_image(asked["source"]).info, PyramidParams(**asked))
         except MemoryLimitError as error:

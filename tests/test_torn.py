@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,6 @@ from tests.stories import attributes, chunk_files, noise, tree, write_image
 
 EDGE = 400
 """Voxels along each axis of one chunk of 64 MB, whose write takes long enough to be seen."""
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    """What forks the builds."""
-    driver = Driver(tmp_path_factory.mktemp("runs"))
-    yield driver
-    driver.close()
 
 
 def kill_half_way(start: Callable[[], Run], final: Path, size: int) -> int:
