@@ -18,7 +18,7 @@ from flows import reports, tasks
 from flows.form import takes
 from flows.limits import check_runs, limits, when_free
 from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
-from pyramid_core.cli import DONE, Parser, add_params, given_params, guarded, summary
+from pyramid_core.cli import DONE, Parser, add_params, before_end, given_params, guarded, summary
 from pyramid_core.errors import PyramidError
 from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.preview import write_preview
@@ -70,7 +70,17 @@ def main() -> int:
     parser = Parser(prog="pyramid.py", description=__doc__, allow_abbrev=False)
     add_params(parser)
     arguments = parser.parse_args()
-    return guarded(lambda: _run(arguments), parser.prog)
+    before_end.append(_end_server)
+    return guarded(lambda: _run(arguments), parser.prog, hasty=True)
+
+
+def _end_server() -> None:
+    """End the server that Prefect has started for this process, if any, as Python's own end would.
+
+    A terminal sends Ctrl-C to that server too; without it, Prefect tries to reach it for minutes.
+    """
+    if (server := sys.modules.get("prefect.server.api.server")) is not None:
+        server.SubprocessASGIServer().stop()
 
 
 def _run(arguments: argparse.Namespace) -> int:
