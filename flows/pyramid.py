@@ -26,7 +26,7 @@ from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.preview import write_preview
 from pyramid_core.progress import is_news
 from pyramid_core.report import write_report
-from pyramid_core.shell import DONE, USUAL, guarded, silent_libraries
+from pyramid_core.shell import DONE, USUAL, before_end, guarded, silent_libraries
 from pyramid_core.stores import shown
 
 DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
@@ -85,8 +85,18 @@ def main() -> int:
     )
     add_params(parser)
     arguments = parser.parse_args()
+    before_end.append(_end_server)
     with silent_libraries(USUAL):
-        return guarded(lambda: _run(arguments), parser.prog)
+        return guarded(lambda: _run(arguments), parser.prog, hasty=True)
+
+
+def _end_server() -> None:
+    """End the server that Prefect has started for this process, if any, as Python's own end would.
+
+    A terminal sends Ctrl-C to that server too; without it, Prefect tries to reach it for minutes.
+    """
+    if (server := sys.modules.get("prefect.server.api.server")) is not None:
+        server.SubprocessASGIServer().stop()
 
 
 def _run(arguments: argparse.Namespace) -> int:

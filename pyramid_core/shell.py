@@ -43,6 +43,9 @@ _OF_TRACKERS = "ignore:resource_tracker:UserWarning"
 _last_word = threading.Lock()
 """Taken by whoever prints the one line of a command that was stopped."""
 
+before_end: list[Callable[[], object]] = []
+"""What is done before a process is ended in the middle: with what it has started, say."""
+
 
 def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
     """Run a command; turn what goes wrong into one message and an exit status.
@@ -104,12 +107,16 @@ def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
 
 def _end(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
     """End at once, at the second signal; as after a kill, what is there is whole."""
+    for do in before_end:
+        do()
     _say_last("pyramid: ended at once; run the same again to go on")
     os._exit(128 + number)
 
 
 def _end_late(number: int) -> None:
     """End some seconds after the first signal, like the second."""
+    for do in before_end:
+        do()
     _say_last(f"pyramid: {_said_of(number)}")
     os._exit(128 + number)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,36 @@ def test_a_server_that_is_not_there_is_told_of_in_one_line(
     )
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.flow
+def test_ctrl_c_at_a_terminal_ends_the_script_and_its_server_in_seconds(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """It reaches the hidden server too, which Prefect would then try to reach for minutes: no traceback, one last line, nothing left."""
+    target = tmp_path / "a.zarr"
+    words = ["--source", str(target), "--test-image", "random", "--test-shape", "64,64,64"]
+    slow = {
+        **environment,
+        "PYTHONPATH": f"{ROOT / 'tests' / 'saboteur'}{os.pathsep}{ROOT}",
+        "SABOTEUR_BRAKE": str(tmp_path),  # which stays there
+        "PREFECT__FLOW_RUN_ID": "",
+    }
+    process = subprocess.Popen(
+        [*SCRIPT, *words, "--chunks", "4,4,4", "--step", "2,2,2"], cwd=tmp_path, env=slow,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        until(lambda: (target / "1").is_dir() and chunk_files(target / "1"), "it builds")
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert told.splitlines()[-1].endswith(": stopped by Ctrl-C; run the same again to go on")
+    until(lambda: not pids_of(str(tmp_path / "home")), "the hidden server is gone")
 
 
 @pytest.mark.service
