@@ -59,7 +59,7 @@ def run_blocks(
         stopped.discard(job.token)
 
 
-_LOOK_AGAIN, _SILENT = 1.0, 10
+_LOOK_AGAIN, _SILENT = 1.0, 120
 """Seconds after which a wait for blocks looks whether their scheduler is still there, and how often
 it may find them all done with nothing told of them. Of blocks that are handed over just when it is
 lost, or whose result it loses, Dask's executor never tells anything (distributed 2026.1)."""
