@@ -116,6 +116,15 @@ def _url(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
+def show_plan(plan: PyramidPlan) -> None:
+    """Leave the table of levels before anything is built, for runs that are long, or that fail."""
+    create_table_artifact(
+        _rows(plan, ()),
+        key=key_of(plan.target, "levels"),
+        description=f"As planned: {plan.headline}",
+    )
+
+
 def show_result(result: BuildResult, picture: bytes | None = None) -> None:
     """Leave the table of levels, the report and a link as artifacts of the run."""
     plan = result.plan
@@ -143,14 +152,18 @@ def level_rows(result: BuildResult) -> list[dict[str, Any]]:
 
     What people look for comes first, since a page shows half of it without scrolling.
     """
-    plan = result.plan
-    took = iter(result.levels)  # in the order of the rows, without the bases that were given
+    return _rows(result.plan, result.levels)
+
+
+def _rows(plan: PyramidPlan, levels: tuple[LevelReport, ...]) -> list[dict[str, Any]]:
+    """Return the table; *levels* are those that were built, none before."""
+    took = iter(levels)  # in the order of the rows, without the bases that were given
     rows = []
     for image in plan.images:
         for level in image.levels:
             row: dict[str, Any] = {"image": image.source.name} if plan.labels else {}
             row |= {"level": level.path, "shape": times(level.shape)}
-            row |= _took(next(took) if level in image.written else None)
+            row |= _took(next(took, None)) if level in image.written else _took(None, "given")
             row |= {
                 "voxel size": times(level.scale),
                 "chunks": times(level.chunks),
@@ -162,10 +175,10 @@ def level_rows(result: BuildResult) -> list[dict[str, Any]]:
     return rows
 
 
-def _took(level: LevelReport | None) -> dict[str, Any]:
-    """Return what building a level took; the base of a build in place was given."""
+def _took(level: LevelReport | None, instead: str = "") -> dict[str, Any]:
+    """Return what building a level took, or what is said where it was not built."""
     return {
-        "seconds": round(level.seconds, 2) if level else "given",
+        "seconds": round(level.seconds, 2) if level else instead,
         "MB/s": round(level.rate / 1e6, 1) if level else "",
         "blocks built": level.built if level else "",
         "found finished": level.found if level else "",

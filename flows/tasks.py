@@ -77,8 +77,10 @@ def create_test_image(params: PyramidParams) -> None:
 
 @task(cache_policy=NO_CACHE, task_run_name=_of_source)
 def plan(params: PyramidParams) -> PyramidPlan:
-    """Decide all that will be written, and what it costs."""
-    return plan_build(params)
+    """Decide all that will be written and what it costs, and leave that as a table."""
+    found = plan_build(params)
+    reports.show_plan(found)
+    return found
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{plan.source.name} level {level.path}", **_RETRIES)

@@ -158,9 +158,10 @@ class Service:
         return {t["name"]: t["state_type"] for t in self.call("POST", "task_runs/filter", **body)}
 
     def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
-        """Return the artifacts of a run by their keys."""
+        """Return the artifacts of a run by their keys, of each its newest version."""
         body = {"artifacts": {"flow_run_id": {"any_": [run]}}}
-        return {a["key"]: a for a in self.call("POST", "artifacts/filter", **body)}
+        found: list[dict[str, Any]] = self.call("POST", "artifacts/filter", **body)
+        return {a["key"]: a for a in sorted(found, key=lambda a: str(a["created"]))}
 
     def runs(self, name: str) -> list[dict[str, Any]]:
         """Return the runs of a deployment, the newest first."""

@@ -129,6 +129,24 @@ def test_the_rows_say_what_each_level_is_and_took(result: BuildResult) -> None:
     ]  # fmt: skip
 
 
+def test_the_rows_of_a_plan_are_there_before_anything_is_built(
+    result: BuildResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the key of the table that comes later, with the cost: a run that fails has a table too."""
+    left: dict[str, Any] = {}
+    monkeypatch.setattr(reports, "create_table_artifact", lambda rows, **told: left.update(told, rows=rows))  # fmt: skip
+    reports.show_plan(result.plan)
+    given, planned = left["rows"]
+    assert list(given.values()) == [
+        "0", "32x32x32", "given", "", "", "", "", "1x1x1", "16x16x16", "-", 8, 65536,
+    ]  # fmt: skip
+    assert list(planned.values()) == [
+        "1", "16x16x16", "", "", "", "", "", "2x2x2", "16x16x16", "-", 1, 8192,
+    ]  # fmt: skip
+    assert left["key"] == key_of(result.plan.target, "levels")
+    assert "writes 1 objects, 8.19 kB" in left["description"]
+
+
 @pytest.fixture
 def labelled(tmp_path: Path) -> BuildResult:
     """What building an image and its labels gave, which are called the same, of other data types."""
