@@ -74,6 +74,8 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
     except OSError as error:
         return _fail(name, reason_and_remedy(error) or error, FAILED)
     except Exception as error:
+        if number := _signal_behind(error):
+            return _stopped(name, number)
         # Errors of the object-store client, which need not be imported to be told.
         if type(error).__module__.partition(".")[0] != "obstore":
             raise
@@ -88,6 +90,15 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _signal_behind(error: BaseException | None) -> int:
+    """Return the signal that an error came of, else 0: Prefect may fail on its way out of one."""
+    while error is not None:
+        if type(error).__name__ == "TerminationSignal":  # Prefect's, which the core never imports
+            return int(error.signal)  # type: ignore[attr-defined] # of Prefect's
+        error = error.__cause__ or error.__context__
+    return 0
 
 
 def _stop(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form

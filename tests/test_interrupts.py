@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pyramid_core import shell
 from pyramid_core.cli import main
 from tests.stories import attributes, chunk_files, noise, tree, write_image
 from tests.test_cluster import running, wait_for_workers
@@ -446,3 +448,24 @@ def written(target: Path) -> list[Path]:
         return chunk_files(target / "0") if (target / "0").is_dir() else []
     except FileNotFoundError:
         return []
+
+
+def test_a_front_that_fails_on_its_way_out_of_a_signal_was_stopped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect raises an error of its own where a signal meets it between two states: one line and 143 all the same."""
+
+    class TerminationSignal(BaseException):
+        signal = 15
+
+    def run() -> int:
+        try:
+            raise TerminationSignal
+        except TerminationSignal:
+            raise ValueError("Task run is not set")  # noqa: B904 - as Prefect does
+
+    monkeypatch.setattr(shell, "_last_word", threading.Lock())
+    assert shell.guarded(run, "pyramid.py") == 143
+    assert capsys.readouterr().err == (
+        "pyramid.py: stopped by SIGTERM; run the same again to go on\n"
+    )

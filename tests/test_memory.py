@@ -167,11 +167,11 @@ def test_a_build_stays_under_its_memory_limit(
 @pytest.mark.s3
 @pytest.mark.timeout(600)
 def test_a_build_to_and_from_a_bucket_stays_under_its_memory_limit(
-    tmp_path: Path, images: Images, bucket: str
+    tmp_path: Path, large_images: Images, bucket: str
 ) -> None:
     """Shards of 34 MB sent to S3, and read from there in chunks: what the client holds is under memory_limit + 300 MB too."""
     case = Case("chunks of 64", 150, 4, {"shards": [256] * 3, "chunks": [64] * 3, "max_levels": 1})
-    asked = asked_of(case, images, tmp_path) | {"target": f"{bucket}/a.zarr"}
+    asked = asked_of(case, large_images, tmp_path) | {"target": f"{bucket}/a.zarr"}
     assert max(peaks("build", asked)) < case.limit + ALLOWANCE
     asked |= {"source": f"{bucket}/a.zarr", "target": str(tmp_path / "out.zarr"), "shards": []}
     assert max(peaks("build", asked)) < case.limit + ALLOWANCE
@@ -179,10 +179,10 @@ def test_a_build_to_and_from_a_bucket_stays_under_its_memory_limit(
 
 @pytest.mark.flow
 @pytest.mark.timeout(600)
-def test_the_flow_stays_under_its_memory_limit(tmp_path: Path, images: Images) -> None:
+def test_the_flow_stays_under_its_memory_limit(tmp_path: Path, large_images: Images) -> None:
     """With a server of its own, as the README begins: under memory_limit + 400 MB, picture and report included."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    asked = asked_of(Case("chunks of 64", 100), images, tmp_path / "out.zarr")
+    asked = asked_of(Case("chunks of 64", 100), large_images, tmp_path / "out.zarr")
     found = peaks("flow", asked, {**kept, "PREFECT_HOME": str(tmp_path / "prefect")})
     assert max(found) < 100 + OF_THE_FLOW
 

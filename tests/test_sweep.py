@@ -478,7 +478,7 @@ def test_a_deployment_builds_the_images_of_a_sweep(
             "axes": "",
             "voxel_size": [],
             "unit": "",
-            "existing": "replace",
+            "existing": "resume",
             "verify": "sample",
             "memory_limit": "2GB",
             "workers": 1,
