@@ -8,7 +8,6 @@ cannot be reached, or has forgotten who holds a slot, never stops a build.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,11 +34,14 @@ STORE_LIMIT = "pyramid-store"
 WAIT_SECONDS = 600.0
 """How long a run waits for another one of the same image before the core's guard decides."""
 
+ASK_SECONDS = 2.0
+"""How often a run that waits asks for a slot."""
+
 BUSY_SECONDS = 5.0
 """How often a run that was picked up looks whether its former self has let the image go."""
 
 ASK_SECONDS = 2.0
-"""How long one wait for a slot is; a run that waits asks again and again."""
+"""How often a run that waits asks for a slot."""
 
 LEASE_SECONDS = 60.0
 """A slot is free this long after its holder was killed; the shortest that Prefect takes."""
@@ -132,23 +134,33 @@ def _read(name: str) -> GlobalConcurrencyLimitResponse | None:
 
 def _hold(slots: ExitStack, name: str, seconds: float | None) -> bool:
     """Hold a slot as soon as one is free; return False where none was in so many seconds."""
-    limit = _read(name)
-    if limit is None:
-        return False
-    if limit.active_slots >= limit.limit:
-        log.info("other runs hold the limit %s; this one waits", name)
-    deadline = math.inf if seconds is None else time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        # In short waits: a cancel does not reach a run inside of one, and it would be killed.
-        with suppress(TimeoutError):
-            slots.enter_context(
-                concurrency(
-                    name,
-                    timeout_seconds=ASK_SECONDS,
-                    lease_duration=LEASE_SECONDS,
-                    raise_on_lease_renewal_failure=False,
-                )
-            )
+    start, waits = time.monotonic(), False
+    while (limit := _read(name)) is not None:
+        # Looked at first: Prefect prints an error for each slot that it cannot give.
+        if limit.active_slots < limit.limit and _take(slots, name):
             return True
-    log.warning("%s was not free within %s s; the lock beside the image decides", name, seconds)
+        if not waits:
+            log.info("other runs hold the limit %s; this one waits", name)
+        waits = True
+        if seconds is not None and time.monotonic() > start + seconds:
+            log.warning(
+                "%s was not free within %s s; the lock beside the image decides", name, seconds
+            )
+            break
+        time.sleep(ASK_SECONDS)
     return False
+
+
+def _take(slots: ExitStack, name: str) -> bool:
+    """Hold a slot if one is free now; Prefect's own wait for one is deaf to a cancel."""
+    asked = concurrency(
+        name, max_retries=0, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False
+    )
+    try:
+        slots.enter_context(asked)
+    except ConcurrencySlotAcquisitionError as error:
+        answer = getattr(error.__cause__, "response", None)
+        if answer is None or answer.status_code != httpx.codes.LOCKED:
+            raise
+        return False
+    return True
