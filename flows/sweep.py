@@ -31,8 +31,9 @@ from pyramid_core.build import plan_build
 from pyramid_core.changes import Change, last_change
 from pyramid_core.errors import LocationError, PyramidError, RequestError, TargetBusyError
 from pyramid_core.inbox import Found, find_images
+from pyramid_core.owner import own
 from pyramid_core.params import PyramidParams, SweepParams, parse_sweep_params
-from pyramid_core.stores import shown
+from pyramid_core.stores import shown, split
 
 log = logging.getLogger("pyramid_core.flows")
 
@@ -158,7 +159,10 @@ def _build_here(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcom
     """Build one image after another in this process, so that a cancel reaches what runs."""
     for image in images:
         start = time.perf_counter()
-        asked = _asked(params, image)
+        asked = _asked_now(params, image)
+        if isinstance(asked, Outcome):
+            yield asked
+            continue
         state: Any = build_pyramid(**asked.model_dump(), return_state=True)
         seconds = time.perf_counter() - start
         if state.is_completed():
@@ -172,11 +176,27 @@ def _build_here(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcom
             yield _outcome(image, outcome, state.message or state.name, seconds)
 
 
-def _asked(params: SweepParams, image: Found) -> PyramidParams:
-    """Return what is asked of an image; what another sweep has built meanwhile stays."""
+def _asked_now(params: SweepParams, image: Found) -> PyramidParams | Outcome:
+    """Return what to ask of a build, or why there is none: another sweep may be here as well.
+
+    What it has published meanwhile would be replaced else, and built twice.
+    """
     asked = params.params(image.source, image.target)
-    if image.state == "new" and asked.existing == "replace":
-        return asked.model_copy(update={"existing": "resume"})
+    if image.state == "new":
+        resumed = {"existing": "resume"} if asked.existing == "replace" else {}
+        return asked.model_copy(update=resumed)
+    target = image.target or image.source
+    try:
+        with own(target):
+            pass
+        outbox = None if image.target is None else split(image.target)[0]
+        (now, *_) = find_images(image.source, outbox, compare_objects=params.compare_objects)
+    except TargetBusyError as error:
+        return _outcome(image, "busy", str(error))
+    except (PyramidError, OSError):
+        return asked  # the build says what is wrong
+    if now.state == "finished":
+        return _outcome(image, "finished", "it was built since this sweep began")
     return asked
 
 
@@ -195,10 +215,12 @@ def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome
     start = time.perf_counter()
     with _cancelled_with_us(runs):
         for image in images:
-            asked = _asked(params, image).model_dump()
-            run: Any = run_deployment(
-                str(params.deployment), parameters=_filled_in(asked), timeout=0
-            )
+            asked = _asked_now(params, image)
+            if isinstance(asked, Outcome):
+                yield asked
+                continue
+            given = _filled_in(asked.model_dump())
+            run: Any = run_deployment(str(params.deployment), parameters=given, timeout=0)
             runs[run.id] = image
         while runs:
             for number in list(runs):

@@ -33,7 +33,7 @@ from flows.pyramid import build_pyramid as pyramid_flow
 from flows.sweep import sweep_inbox
 from pyramid_core import PyramidParams, build_pyramid, open_image, plan_pyramid
 from pyramid_core.changes import DatedStorage
-from pyramid_core.inbox import Found
+from pyramid_core.inbox import Found, find_images
 from pyramid_core.owner import own
 from pyramid_core.params import SweepParams
 from pyramid_core.stores import open_storage
@@ -240,6 +240,56 @@ def test_a_source_that_changed_is_built_anew_or_refused(
     state = sweep(inbox, outbox)
     assert became(state, inbox) == {"day 1/a.zarr": "built"}
     assert tree(pyramid / "1") == tree(expected / "1")
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "outbox"])
+@pytest.mark.parametrize(
+    ("begun", "outcome"), [("new", "built"), ("changed", "finished"), ("unfinished", "finished")]
+)
+def test_what_another_sweep_publishes_meanwhile_is_not_built_again(
+    inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str, outcome: str, *,
+    in_place: bool,
+) -> None:  # fmt: skip
+    """Both saw that there was something to do; no object of what the other has made is touched."""
+    source = inbox / "day 1" / "a.zarr"
+    outbox = None if in_place else tmp_path / "outbox"
+    target = outbox and outbox / "day 1" / "a.zarr"
+    if begun == "changed":
+        core(source, target)
+        rewrite(source)
+    elif begun == "unfinished":
+        asked = PyramidParams(
+            source=str(source), target=target and str(target), edges="partial", **ASKED
+        )
+        prepare(plan_pyramid(open_image(str(source)).info, asked))
+    made: list[dict[str, Any]] = []
+
+    def looked(*asked: Any, **more: Any) -> Any:
+        found = find_images(*asked, **more)
+        if not made:
+            assert [image.state for image in found] == [begun]
+            moment = time.time() - 1  # what was rewritten is older than what the other makes of it
+            os.utime(source / "0" / "zarr.json", (moment, moment))
+            core(source, target)
+            made.append(identities(tmp_path))
+        return found
+
+    monkeypatch.setattr("flows.sweep.find_images", looked)
+    state = sweep(inbox, outbox)
+    assert state.is_completed()
+    assert became(state, inbox) == {"day 1/a.zarr": outcome}
+    assert identities(tmp_path) == made[0]
+
+
+def test_what_another_sweep_builds_just_now_is_told_as_busy(inbox: Path) -> None:
+    """A build that was begun, and that another one goes on with, is not waited for and replaced."""
+    source = inbox / "day 1" / "a.zarr"
+    asked = PyramidParams(source=str(source), edges="partial", **ASKED)
+    prepare(plan_pyramid(open_image(str(source)).info, asked))
+    with own(str(source)):
+        state = sweep(inbox)
+    assert became(state, inbox) == {"day 1/a.zarr": "busy"}
+    assert subflows(inbox) == []
 
 
 def test_the_pyramid_of_another_program_is_left_alone(inbox: Path) -> None:
@@ -478,7 +528,7 @@ def test_a_deployment_builds_the_images_of_a_sweep(
             "axes": "",
             "voxel_size": [],
             "unit": "",
-            "existing": "resume",
+            "existing": "resume",  # replace is for what was there when the sweep began
             "verify": "sample",
             "memory_limit": "2GB",
             "workers": 1,
@@ -521,13 +571,12 @@ def test_a_deployment_that_is_not_there_is_said_before_anything_is_done(inbox: P
 
 
 @pytest.mark.parametrize(
-    ("state", "existing", "asked"),
-    [("new", "replace", "resume"), ("changed", "replace", "replace"), ("new", "fail", "fail")],
+    ("existing", "asked"), [("replace", "resume"), ("resume", "resume"), ("fail", "fail")]
 )
-def test_a_sweep_never_replaces_what_another_has_built_meanwhile(
-    state: Any, existing: Any, asked: str
-) -> None:
+def test_a_sweep_asks_to_replace_nothing_that_was_not_there(existing: Any, asked: str) -> None:
     """What was not there when the inbox was listed may have been published since, so that is gone on with."""
-    image = Found("/inbox/a.zarr", "/out/a.zarr", state, note="")
+    image = Found("/inbox/a.zarr", "/out/a.zarr", "new", note="")
     params = SweepParams(inbox="/inbox", existing=existing)
-    assert module._asked(params, image).existing == asked
+    now = module._asked_now(params, image)
+    assert isinstance(now, PyramidParams)
+    assert now.existing == asked
