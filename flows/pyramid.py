@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from typing import Any
 
 import flows  # noqa: F401 - sets what Prefect reads when it is imported
+
+if __name__ == "__main__":
+
+    def _end(*_: object) -> None:
+        """End in one line, while nothing is done but the imports below, which take seconds."""
+        os.write(2, b"pyramid.py: stopped by Ctrl-C; run the same again to go on\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, _end)
 
 # isort: split
 from prefect import flow, runtime
@@ -111,8 +122,9 @@ def _run(arguments: argparse.Namespace) -> int:
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):
             raise
+        url = shown(str(PREFECT_API_URL.value()))
         msg = (
-            f"no Prefect server answers at {PREFECT_API_URL.value()} (PREFECT_API_URL); start it, "
+            f"no Prefect server answers at {url} (PREFECT_API_URL); start it, "
             f"unset the variable, or use pyramid build, which needs none"
         )
         raise RequestError(msg) from error
@@ -134,4 +146,5 @@ def _helps(record: logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the command minds it from here on
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,9 @@ from pyramid_core.params import SweepParams
 from tests.stories import noise, tree, write_image
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_harness")]
+
+
+SCRIPT = Path(main.__code__.co_filename)
 
 
 @pytest.fixture
@@ -208,17 +212,28 @@ def test_the_choices_of_the_form_can_be_selected() -> None:
     assert shown["max_levels"]["minimum"] == 0
 
 
+@pytest.mark.parametrize("flow", [flow, sweep_inbox], ids=["pyramid", "sweep"])
+def test_no_box_of_the_form_asks_for_its_kind(flow: Any) -> None:
+    """A choice of types would be shown as tabs; memory is text, and a number in it is a number."""
+    shown = flow.parameters.model_dump()["properties"]
+    assert [name for name, field in shown.items() if "type" not in field or "anyOf" in field] == []
+    assert shown["memory_limit"]["type"] == "string"
+    given = {"source": "a", "inbox": "a", "memory_limit": "5000"}
+    asked = {name: value for name, value in given.items() if name in shown}
+    assert flow.validate_parameters(asked)["memory_limit"] == "5000"
+    assert PyramidParams(source="a", memory_limit="5000").memory_bytes == 5000
+
+
 def test_a_wrong_request_never_starts_a_server(image: Path) -> None:
     """The command line plans with the core first: status 2, one message, and Prefect is not asked."""
     # Without any API, entering the flow would be an error of another kind.
     barred = {"PREFECT_SERVER_EPHEMERAL_ENABLED": "false", "PREFECT_API_URL": ""}
-    script = Path(main.__code__.co_filename)
     done = subprocess.run(
-        [sys.executable, script, "--source", image, "--step", "5,2,2"],
+        [sys.executable, SCRIPT, "--source", image, "--step", "5,2,2"],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **barred, "PYTHONPATH": str(script.parent.parent)},
+        env={**os.environ, **barred, "PYTHONPATH": str(SCRIPT.parent.parent)},
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("pyramid.py: level 1 cannot be exact: along z, level 0 has 48")
@@ -252,3 +267,21 @@ def test_the_demo_leaves_a_picture_and_a_report_and_prints_what_helps(tmp_path: 
     for word in ("Task run", "verified: ", "published ", "Warning"):
         assert word not in done.stderr
     assert done.stderr.count("level 1 of phantom: 48x48x48") == 1
+
+
+def test_ctrl_c_while_prefect_is_imported_is_said_in_one_line() -> None:
+    """That takes seconds, in which nothing is built yet."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", SCRIPT], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)},
+    )  # fmt: skip
+    assert process.stderr is not None
+    while "prefect" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [line for line in told.splitlines() if not line.startswith("import time:")] == [
+        "pyramid.py: stopped by Ctrl-C; run the same again to go on"
+    ]
