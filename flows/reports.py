@@ -24,12 +24,13 @@ from prefect.artifacts import (
 )
 
 from pyramid_core.build import BuildResult, LevelReport, Progress
-from pyramid_core.errors import printable
+from pyramid_core.errors import PyramidError, printable
 from pyramid_core.execute import LevelRun
 from pyramid_core.grid import times
 from pyramid_core.job import BlockResult
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.opening import ways_to_open
+from pyramid_core.origin import look_at
 from pyramid_core.params import human
 from pyramid_core.stores import is_url, same_place, shown
 
@@ -196,6 +197,7 @@ def report(result: BuildResult, picture: bytes | None = None) -> str:
             f"`{place}` is an OME-Zarr {plan.ngff_version} image of {len(plan.levels)} levels.",
             f"{result.blocks_built:,} blocks were built{found} in {result.seconds:.1f} s; "
             f"{human(plan.cost.bytes_written)} before compression.",
+            f"Its source: {_source(plan)}.",
             *(["", f"![{plain(plan.source.name)}]({_url(picture)})"] if picture else []),
             *("\n## Verification", result.verdict),
             *("\n## Levels", "", *_table(result)),
@@ -203,6 +205,15 @@ def report(result: BuildResult, picture: bytes | None = None) -> str:
             *("\n## Open it", *_how_to_open(plan)),
         ]
     )
+
+
+def _source(plan: PyramidPlan) -> str:
+    """Return how the source looks now, as the record of the build says how it looked then."""
+    try:
+        look = look_at(plan.source)
+    except (PyramidError, OSError) as error:
+        return f"could not be looked at again ({plain(error)})"
+    return ", ".join(f"{name} {value}" for name, value in look.items())
 
 
 def plain(text: object) -> str:

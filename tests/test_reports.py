@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextvars
 import json
 import re
+import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ from flows.tasks import failed
 from pyramid_core.build import BuildResult
 from pyramid_core.errors import BuildError
 from pyramid_core.opening import ways_to_open
+from pyramid_core.origin import look_at
 from tests.images import write_base
 from tests.service import free_port
 from tests.stories import build, noise, write_image
@@ -219,6 +222,19 @@ def test_the_report_says_how_to_open_the_image(result: BuildResult) -> None:
         assert f"\n{way.program}: {way.how}\n\n```\n{way.code}\n```\n" in text
 
 
+def test_the_report_names_the_digest_of_the_source(result: BuildResult, tmp_path: Path) -> None:
+    """As the record has it, with count and bytes; a source that is gone since does no harm."""
+    report_of = re.compile(r"^Its source: (.*)\.$", re.MULTILINE)
+    look = look_at(result.plan.source)
+    assert (look["objects"], len(look["digest"])) == (8, 64)
+    (told,) = report_of.findall(report(result))
+    assert told == (
+        f"metadata {look['metadata']}, objects 8, bytes {look['bytes']}, digest {look['digest']}"
+    )
+    shutil.rmtree(tmp_path / "day 1")
+    assert report_of.findall(report(result)) != [told]
+
+
 def test_the_picture_stands_in_the_report(result: BuildResult) -> None:
     """Whole, so that no server of ours has to show it; a report without one is a report as well."""
     assert "![a scan](data:image/png;base64,UE5H)" in report(result, b"PNG")
@@ -253,7 +269,7 @@ def test_no_artifact_tells_a_secret(result: BuildResult, tmp_path: Path, served:
             pass
 
     left: Any = leave(return_state=True)
-    for run, number in ((state, 6), (left, 5)):
+    for run, number in ((state, 7), (left, 5)):
         artifacts = artifacts_of(run.state_details.flow_run_id)
         assert len(artifacts) == number
         told = " ".join(artifact.model_dump_json() for artifact in artifacts)
@@ -421,6 +437,16 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
+@pytest.fixture
+def store_limit() -> Iterator[None]:
+    """A limit of the store, as an operator sets it in the UI."""
+    asked = GlobalConcurrencyLimitCreate(name="pyramid-store", limit=2)
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(asked)
+        yield
+        client.delete_global_concurrency_limit_by_name("pyramid-store")
+
+
 @pytest.mark.flow
 @pytest.mark.usefixtures("prefect_harness")
 def test_a_build_holds_a_slot_of_each_image_it_writes(tmp_path: Path, log: Any) -> None:
@@ -443,11 +469,11 @@ def test_a_build_holds_a_slot_of_each_image_it_writes(tmp_path: Path, log: Any) 
 
 
 @pytest.mark.flow
-@pytest.mark.usefixtures("prefect_harness")
+@pytest.mark.usefixtures("prefect_harness", "store_limit")
 def test_a_second_build_of_an_image_waits_for_the_first(
     tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says so, and begins when the first has ended."""
+    """It says so, and begins when the first has ended; meanwhile it keeps nobody from the store."""
     monkeypatch.setattr(limits_module, "WAIT_SECONDS", 60.0)
     plan, order = images(f"{tmp_path}/a.zarr"), []
 
@@ -459,12 +485,40 @@ def test_a_second_build_of_an_image_waits_for_the_first(
     with limits(plan):
         thread.start()
         time.sleep(1.0)
+        assert held("pyramid-store") == 1
         order.append("first ends")
     thread.join()
     assert order == ["first ends", "second begins"]
     name = key_of(f"{tmp_path}/a.zarr")
     assert told(log) == [("INFO", f"other runs hold the limit {name}; this one waits")]
     assert held(name) is None
+
+
+@pytest.mark.flow
+@pytest.mark.usefixtures("prefect_harness")
+def test_a_build_that_waits_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not when the wait is over: Prefect kills what goes on for half a minute."""
+    monkeypatch.setattr(limits_module, "WAIT_SECONDS", 30.0)
+    plan = images(f"{tmp_path}/a.zarr")
+    with limits(plan):
+        threading.Timer(2.0, signal.raise_signal, [signal.SIGINT]).start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), limits(plan):
+            pass
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.flow
+@pytest.mark.usefixtures("prefect_harness")
+def test_a_server_may_answer_later_than_it_is_asked_again(
+    tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request is never cut off in the middle, which would leave its slot to nobody for a minute."""
+    monkeypatch.setattr(limits_module, "ASK_SECONDS", 0.001)
+    monkeypatch.setattr(limits_module, "WAIT_SECONDS", 3.0)
+    with limits(images(f"{tmp_path}/a.zarr")):
+        assert held(key_of(f"{tmp_path}/a.zarr")) == 1
+    assert told(log) == []
 
 
 @pytest.mark.flow
@@ -484,16 +538,6 @@ def test_a_build_that_has_waited_long_goes_on_all_the_same(
     assert held(name) is None
 
 
-@pytest.fixture
-def store_limit() -> Iterator[None]:
-    """A limit of the store, as an operator sets it in the UI."""
-    asked = GlobalConcurrencyLimitCreate(name="pyramid-store", limit=2)
-    with get_client(sync_client=True) as client:
-        client.create_global_concurrency_limit(asked)
-        yield
-        client.delete_global_concurrency_limit_by_name("pyramid-store")
-
-
 @pytest.mark.flow
 @pytest.mark.usefixtures("prefect_harness", "store_limit")
 def test_a_limit_of_the_store_counts_builds_of_different_images(tmp_path: Path, log: Any) -> None:
@@ -507,16 +551,17 @@ def test_a_limit_of_the_store_counts_builds_of_different_images(tmp_path: Path, 
 
 
 @pytest.mark.flow
-@pytest.mark.usefixtures("prefect_harness")
+@pytest.mark.usefixtures("prefect_harness", "store_limit")
 def test_a_run_that_was_picked_up_again_does_not_wait_for_itself(
     tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slot of the process that was killed is leased for a while longer."""
+    """The slot of the process that was killed is leased for a while longer; the store counts it."""
     plan = images(f"{tmp_path}/a.zarr")
     with limits(plan):
         monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "2")
         with limits(plan):
             assert held(key_of(f"{tmp_path}/a.zarr")) == 1
+            assert held("pyramid-store") == 2
     assert told(log) == []
 
 
