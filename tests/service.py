@@ -59,6 +59,7 @@ class Service:
             "PREFECT_API_URL": self.url,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+            "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S",
             "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
             "PYTHONPATH": str(ROOT),
         }
@@ -141,6 +142,10 @@ class Service:
 
     def state(self, run: str) -> str:
         return str(self.flow_run(run)["state"]["type"])
+
+    def states(self, run: str) -> list[str]:
+        """Return the names of all states that a run had, the oldest first."""
+        return [s["name"] for s in self.call("GET", f"flow_run_states/?flow_run_id={run}")]
 
     def wait(self, run: str, *, seconds: float = 180.0) -> dict[str, Any]:
         """Wait for a run to end and return it."""
