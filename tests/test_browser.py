@@ -145,7 +145,7 @@ def opened(page: Page, run: str, name: str) -> Locator:
     """Go from a run to its artifacts, to one of them and to its newest version, as a person does."""
     page.goto(run)
     page.get_by_role("tab", name="Artifacts").click()
-    page.get_by_role("link").filter(has_text=f"-{name}-").click()
+    page.get_by_role("link").filter(has_text=f"-{name}-").first.click()
     page.wait_for_url("**/artifacts/key/**")
     page.locator("main a[href*='/artifacts/artifact/']").first.click()
     page.wait_for_url("**/artifacts/artifact/**")
