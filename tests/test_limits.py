@@ -43,20 +43,23 @@ def test_a_run_takes_a_slot_of_the_store_last_and_always(
         assert held == order
 
 
-def test_a_run_that_waits_for_a_slot_asks_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cancel reaches it between two short waits; inside of one long wait it did not, for half a minute."""
-    waits: list[float] = []
+def test_a_run_that_waits_for_a_slot_looks_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps in our own code, where a cancel reaches it; inside of Prefect's wait it did not, for half a minute."""
+    slept: list[float] = []
+    asked: list[dict[str, Any]] = []
 
     @contextmanager
-    def concurrency(name: str, *, timeout_seconds: float, **_: Any) -> Iterator[None]:  # noqa: ARG001 - Prefect's form
-        waits.append(timeout_seconds)
-        if len(waits) < 4:
-            raise TimeoutError
+    def concurrency(name: str, **told: Any) -> Iterator[None]:  # noqa: ARG001 - Prefect's form
+        asked.append(told)
         yield
 
-    full = SimpleNamespace(active_slots=1, limit=1)
-    monkeypatch.setattr(limits, "_read", lambda _: full)
+    def read(_: str) -> Any:
+        return SimpleNamespace(active_slots=0 if len(slept) == 3 else 1, limit=1)
+
+    monkeypatch.setattr(limits, "_read", read)
     monkeypatch.setattr(limits, "concurrency", concurrency)
+    monkeypatch.setattr(limits, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 0.0))
     with ExitStack() as slots:
         assert limits._hold(slots, "pyramid-store", None)
-    assert waits == [2.0] * 4
+    assert slept == [limits.ASK_SECONDS] * 3
+    assert [told["max_retries"] for told in asked] == [0], "Prefect asks once, and never waits"
