@@ -68,7 +68,8 @@ class Work:
         if self.method in ("median", "mode"):
             wide = 4 if self.item == 2 and np.dtype(self.dtype).kind == "f" else self.item
             return rows + (tile[-1] + 1) * math.prod(window) * wide + 8 * tile[-1]
-        return rows + (16 * tile[-1] if self.method == "mean" else 0)
+        # Of a mean, the sums of the lines and those of the windows.
+        return rows + (8 * tile[-1] * (window[-1] + 1) if self.method == "mean" else 0)
 
     def write_bytes(self, block: Shape) -> int:
         """Bytes that a block holds while it is encoded: its voxels, and their encoded form."""
