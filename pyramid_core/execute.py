@@ -26,6 +26,7 @@ from pyramid_core.grid import (
     Grid,
     Region,
     Shape,
+    coarser_region,
     finer_region,
     multiply,
     region_shape,
@@ -202,8 +203,9 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
             _make_sure(job, voxels[_place(stored, stack, fine)], stored)
         reduced = reduce_block(voxels, level.step, job.method)
         for part in stack or [fine]:
-            place = _coarser(_place(part, stack, fine), level.step)
-            block[shift(_coarser(part, level.step), origin)] = reduced[place]
+            place = coarser_region(_place(part, stack, fine), level.step, reduced.shape)
+            made = coarser_region(part, level.step, level.shape)
+            block[shift(made, origin)] = reduced[place]
 
     tiles = Grid(level.shape, level.tile).within(region)
     if level.tile_threads == 1:
@@ -239,13 +241,6 @@ def _place(part: Region, stack: list[Region], fine: Region) -> Region:
     rows, *others = region_shape(part)
     start = stack.index(part) * rows
     return (slice(start, start + rows), *(slice(0, n) for n in others))
-
-
-def _coarser(region: Region, step: Shape) -> Region:
-    """Return the voxels that those of a region of the finer level become."""
-    return tuple(
-        slice(axis.start // s, -(-axis.stop // s)) for axis, s in zip(region, step, strict=True)
-    )
 
 
 def _make_sure(job: LevelJob, voxels: Array, region: Region) -> None:

@@ -93,6 +93,18 @@ def finer_region(region: Region, step: Shape, shape: Shape) -> Region:
     )
 
 
+def coarser_region(region: Region, step: Shape, shape: Shape) -> Region:
+    """Return the voxels of the coarser level, of *shape*, that are made of those of *region*.
+
+    >>> coarser_region((slice(4, 7),), step=(2,), shape=(3,))
+    (slice(2, 3, None),)
+    """
+    return tuple(
+        slice(min(r.start // s, n), min(-(-r.stop // s), n))
+        for r, s, n in zip(region, step, shape, strict=True)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """A shape cut into cells of one size; the last cell of an axis may be shorter.

@@ -110,7 +110,7 @@ def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
         if signal.getsignal(each) == _stop_then_end:
             signal.signal(each, _end)
     # Not called off when the work has ended: a thread in a codec holds up Python's own end too.
-    timer = threading.Timer(GRACE_SECONDS, _end_late, (number,))
+    timer = threading.Timer(GRACE_SECONDS, _end_saying, (_said_of(number), number))
     timer.daemon = True
     timer.start()
     _stop(number, frame)
@@ -118,17 +118,13 @@ def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
 
 def _end(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
     """End at once, at the second signal; as after a kill, what is there is whole."""
-    for do in before_end:
-        do()
-    _say_last("pyramid: ended at once; run the same again to go on")
-    os._exit(128 + number)
+    _end_saying("ended at once; run the same again to go on", number)
 
 
-def _end_late(number: int) -> None:
-    """End some seconds after the first signal, like the second."""
+def _end_saying(said: str, number: int) -> None:
     for do in before_end:
         do()
-    _say_last(f"pyramid: {_said_of(number)}")
+    _say_last(f"pyramid: {said}")
     os._exit(128 + number)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pyramid_core.audit import Finding
 from pyramid_core.execute import check_block
 from pyramid_core.flight import run_blocks
-from pyramid_core.grid import Region, Shape
+from pyramid_core.grid import Region, Shape, coarser_region
 from pyramid_core.job import LevelJob, level_job
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.needs import (
@@ -156,7 +156,8 @@ def remove_wrong(found: Checked) -> None:
         own = {index for index, fault in found.wrong[level.index].items() if not fault}
         for index in doomed.get(level.index - 1, ()):
             finer = plan.levels[level.index - 1].blocks.region(index)
-            own |= set(_cells(level.blocks.touched(coarser_region(finer, level))))
+            made = coarser_region(finer, level.step, level.shape)
+            own |= set(_cells(level.blocks.touched(made)))
         doomed[level.index] = own
     storage = open_storage(plan.target)
     for level in reversed(plan.written):
@@ -164,11 +165,3 @@ def remove_wrong(found: Checked) -> None:
         keys = [presence.key(cell) for index in sorted(doomed[level.index])
                 for cell in _cells(units_of(level, index))]  # fmt: skip
         storage.delete_objects(keys)
-
-
-def coarser_region(region: Region, level: Level) -> Region:
-    """Return the voxels of a level that are made of a region of the finer one."""
-    return tuple(
-        slice(min(r.start // s, n), min(-(-r.stop // s), n))
-        for r, s, n in zip(region, level.step, level.shape, strict=True)
-    )

@@ -426,18 +426,11 @@ def test_a_scheduler_that_is_lost_as_blocks_are_handed_over_ends_the_build(
 class Killed(ThreadPoolExecutor):
     """Stands for a cluster one of whose workers died while it wrote a chunk, and left half of it."""
 
-    class _client:  # noqa: N801 - Dask's name for it
-        status = "running"
-
-        @staticmethod
-        def nthreads() -> dict[str, int]:
-            """Return one worker with two threads."""
-            return {"worker": 2}
-
     _futures: tuple[()] = ()
 
     def __init__(self, half: Path) -> None:
         super().__init__(2)
+        self._client = Lost._Client()
         self._half = half
 
     def submit(self, *words: Any, **options: Any) -> Future[Any]:

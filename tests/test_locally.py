@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,11 +78,10 @@ def test_a_server_that_is_not_there_is_told_of_in_one_line(
     assert list((tmp_path / "work").iterdir()) == []
 
 
-@pytest.mark.flow
-def test_ctrl_c_at_a_terminal_ends_the_script_and_its_server_in_seconds(
-    tmp_path: Path, environment: dict[str, str]
-) -> None:
-    """It reaches the hidden server too, which Prefect would then try to reach for minutes: no traceback, one last line, nothing left."""
+def slow_build(
+    tmp_path: Path, environment: dict[str, str], **options: Any
+) -> tuple[Path, subprocess.Popen[str]]:
+    """Start the script on a test image of many blocks with a brake that stays; return its target."""
     target = tmp_path / "a.zarr"
     words = ["--source", str(target), "--test-image", "random", "--test-shape", "64,64,64"]
     slow = {
@@ -92,8 +92,17 @@ def test_ctrl_c_at_a_terminal_ends_the_script_and_its_server_in_seconds(
     }
     process = subprocess.Popen(
         [*SCRIPT, *words, "--chunks", "4,4,4", "--step", "2,2,2"], cwd=tmp_path, env=slow,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip
+    return target, process
+
+
+@pytest.mark.flow
+def test_ctrl_c_at_a_terminal_ends_the_script_and_its_server_in_seconds(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """It reaches the hidden server too, which Prefect would then try to reach for minutes: no traceback, one last line, nothing left."""
+    target, process = slow_build(tmp_path, environment, start_new_session=True)
     try:
         until(lambda: (target / "1").is_dir() and chunk_files(target / "1"), "it builds")
         os.killpg(process.pid, signal.SIGINT)
@@ -115,18 +124,7 @@ def test_the_script_stops_when_it_is_told_to_and_can_be_gone_on_with(
     tmp_path: Path, service: Service, number: signal.Signals, status: int
 ) -> None:
     """It ends with the status of the signal, the target is let go and says that it is unfinished."""
-    target = tmp_path / "a.zarr"
-    words = ["--source", str(target), "--test-image", "random", "--test-shape", "64,64,64"]
-    slow = {
-        **service.environment,
-        "PYTHONPATH": f"{ROOT / 'tests' / 'saboteur'}{os.pathsep}{ROOT}",
-        "SABOTEUR_BRAKE": str(tmp_path),  # which stays there
-        "PREFECT__FLOW_RUN_ID": "",
-    }
-    process = subprocess.Popen(
-        [*SCRIPT, *words, "--chunks", "4,4,4", "--step", "2,2,2"], cwd=tmp_path, env=slow,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    target, process = slow_build(tmp_path, service.environment)
     until(lambda: (target / "1").is_dir() and chunk_files(target / "1"), "it builds")
     process.send_signal(number)
     _, told = process.communicate(timeout=180)  # in seconds, but for a busy machine
