@@ -37,7 +37,7 @@ from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.preview import write_preview
 from pyramid_core.progress import is_news
 from pyramid_core.report import write_report
-from pyramid_core.shell import DONE, USUAL, before_end, guarded, silent_libraries
+from pyramid_core.shell import DONE, USUAL, before_end, guarded, signal_behind, silent_libraries
 from pyramid_core.stores import shown
 
 DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
@@ -142,6 +142,9 @@ def _helps(record: logging.LogRecord) -> bool:
         record.msg, record.args = _STARTING, ()
     # A task that is done is told of by the core, in numbers.
     is_told = record.name == "prefect.task_runs" and text == "Finished in state Completed()"
+    # Met by a signal between two states of a task, Prefect fails, with a screen of traceback.
+    if record.exc_info and signal_behind(record.exc_info[1]):
+        return False
     return is_news(record) and not is_told
 
 

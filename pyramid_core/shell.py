@@ -74,7 +74,7 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
     except OSError as error:
         return _fail(name, reason_and_remedy(error) or error, FAILED)
     except Exception as error:
-        if number := _signal_behind(error):
+        if number := signal_behind(error):
             return _stopped(name, number)
         # Errors of the object-store client, which need not be imported to be told.
         if type(error).__module__.partition(".")[0] != "obstore":
@@ -92,9 +92,19 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
             signal.signal(number, handler)
 
 
-def _signal_behind(error: BaseException | None) -> int:
-    """Return the signal that an error came of, else 0: Prefect may fail on its way out of one."""
+def signal_behind(error: BaseException | None) -> int:
+    """Return the signal that an error came of, else 0: Prefect may fail on its way out of one.
+
+    >>> error = ValueError("Task run is not set")
+    >>> error.__context__ = KeyboardInterrupt()
+    >>> signal_behind(error), signal_behind(ValueError())
+    (2, 0)
+    """
     while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return int(signal.SIGINT)
+        if isinstance(error, _Stopped):
+            return int(error.args[0])
         if type(error).__name__ == "TerminationSignal":  # Prefect's, which the core never imports
             return int(error.signal)  # type: ignore[attr-defined] # of Prefect's
         error = error.__cause__ or error.__context__

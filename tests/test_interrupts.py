@@ -458,14 +458,19 @@ def test_a_front_that_fails_on_its_way_out_of_a_signal_was_stopped(
     class TerminationSignal(BaseException):
         signal = 15
 
-    def run() -> int:
-        try:
-            raise TerminationSignal
-        except TerminationSignal:
-            raise ValueError("Task run is not set")  # noqa: B904 - as Prefect does
+    for told, status, name in (
+        (TerminationSignal(), 143, "SIGTERM"),
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+    ):
 
-    monkeypatch.setattr(shell, "_last_word", threading.Lock())
-    assert shell.guarded(run, "pyramid.py") == 143
-    assert capsys.readouterr().err == (
-        "pyramid.py: stopped by SIGTERM; run the same again to go on\n"
-    )
+        def run(told: BaseException = told) -> int:
+            try:
+                raise told
+            except type(told):
+                raise ValueError("Task run is not set")  # noqa: B904 - as Prefect does
+
+        monkeypatch.setattr(shell, "_last_word", threading.Lock())
+        assert shell.guarded(run, "pyramid.py") == status
+        assert capsys.readouterr().err == (
+            f"pyramid.py: stopped by {name}; run the same again to go on\n"
+        )

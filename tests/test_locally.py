@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from flows import pyramid as flow
 from pyramid_core import verify_pyramid
 from tests.service import ROOT, Service, pids_of, until
 from tests.stories import attributes, chunk_files
@@ -76,6 +78,23 @@ def test_a_server_that_is_not_there_is_told_of_in_one_line(
     )
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_signal_that_meets_prefect_between_two_states_is_no_traceback() -> None:
+    """Prefect fails then with an error of its own, which comes of the signal; any other error is shown."""
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ValueError("Task run is not set")  # noqa: B904 - as Prefect does
+    except ValueError:
+        of_signal = sys.exc_info()
+    other = (ValueError, ValueError("corrupt chunk"), None)
+    shown = {
+        name: flow._helps(logging.LogRecord("prefect", logging.ERROR, "", 0, "failed", (), error))
+        for name, error in {"of the signal": of_signal, "another": other}.items()
+    }
+    assert shown == {"of the signal": False, "another": True}
 
 
 def slow_build(
