@@ -71,6 +71,7 @@ def with_zarrs(array: zarr.Array[Any]) -> zarr.Array[Any] | None:
     settings = {
         "codec_pipeline.path": ZARRS,
         "codec_pipeline.strict": True,
+        "codec_pipeline.chunk_concurrent_minimum": 1,
         "codec_pipeline.chunk_concurrent_maximum": 1,
         "threading.max_workers": 1,
     }
