@@ -77,8 +77,14 @@ def build_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResul
 
 def write_block(job: LevelJob, index: Shape, voxels: Array) -> None:
     """Write the voxels of one block, padded with fill to whole write units."""
-    region = job.level.blocks.region(index)
-    padded = tuple(slice(r.start, r.start + n) for r, n in zip(region, voxels.shape, strict=True))
+    level = job.level
+    region = level.blocks.region(index)
+    whole = multiply(region_shape(units_of(level, index)), level.write_unit)
+    if voxels.shape != whole:
+        inside, voxels_inside = tuple(slice(0, n) for n in voxels.shape), voxels
+        voxels = _background(job, whole)
+        voxels[inside] = voxels_inside
+    padded = tuple(slice(r.start, r.start + n) for r, n in zip(region, whole, strict=True))
 
     refuse_other_build(job)
 
@@ -88,10 +94,8 @@ def write_block(job: LevelJob, index: Shape, voxels: Array) -> None:
     asked(shown(job.target[0]), write)
 
 
-def background_block(job: LevelJob, index: Shape) -> Array:
-    """Return a block of nothing but fill, padded to whole write units."""
-    units = region_shape(units_of(job.level, index))
-    return np.full(multiply(units, job.level.write_unit), fill_scalar(job.fill, job.dtype))
+def _background(job: LevelJob, shape: Shape) -> Array:
+    return np.full(shape, fill_scalar(job.fill, job.dtype))
 
 
 def check_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult:
@@ -102,11 +106,10 @@ def check_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResul
     """
     start = time.perf_counter()
     region = job.level.blocks.region(index)
-    inside = tuple(slice(0, n) for n in region_shape(region))
     equal, fault = False, ""
     with _slot(job):
         try:
-            expected = compute_block(job, index, present)[inside]
+            expected = compute_block(job, index, present)
         except Exception as error:
             if isinstance(error, PyramidError) or is_transient(error):
                 raise
@@ -168,10 +171,10 @@ def _is_stored(job: LevelJob, region: Region, expected: Array) -> bool:
 
 
 def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
-    """Return the voxels of one block, padded with fill to whole write units."""
+    """Return the voxels of one block."""
     level = job.level
     region = level.blocks.region(index)
-    block = background_block(job, index)
+    block = _background(job, region_shape(region))
     origin = tuple(axis.start for axis in region)
     first = _stored(job).touched(finer_region(region, level.step, job.finer_shape))
 

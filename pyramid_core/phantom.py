@@ -20,9 +20,9 @@ from pyramid_core.errors import (
     TargetError,
     system_errors,
 )
-from pyramid_core.execute import background_block, write_block
+from pyramid_core.execute import write_block
 from pyramid_core.flight import run_blocks
-from pyramid_core.grid import Region, Shape, region_shape, times
+from pyramid_core.grid import Region, Shape, times
 from pyramid_core.groups import write_group
 from pyramid_core.image import Axis, ImageInfo
 from pyramid_core.job import BlockResult, LevelJob, level_job
@@ -365,10 +365,7 @@ def _any_occupied(pattern: Pattern, cells: Region) -> bool:
 def _draw_block(pattern: Pattern, job: LevelJob, index: Shape, _: Mask | None) -> BlockResult:
     """Draw and write one block; running it twice is harmless."""
     start = time.perf_counter()
-    voxels = background_block(job, index)
-    region = job.level.blocks.region(index)
-    voxels[tuple(slice(0, n) for n in region_shape(region))] = draw(pattern, region)
-    write_block(job, index, voxels)
+    write_block(job, index, draw(pattern, job.level.blocks.region(index)))
     return BlockResult(index, time.perf_counter() - start, "")
 
 

@@ -61,6 +61,8 @@ class Verification:
     """Blocks that were computed again and compared."""
     blocks: int
     """Blocks in all."""
+    in_part: bool = False
+    """Whether of some shards only some tiles were computed again."""
     decoded: int = 0
     """Stored objects that were only decoded, for nobody knows what they should hold."""
 
@@ -70,13 +72,19 @@ class Verification:
         return all(finding.severity != "error" for finding in self.findings)
 
     @property
+    def counted(self) -> str:
+        """What was computed again, in words."""
+        parts = "parts of " if self.in_part else ""
+        return f"{parts}{self.blocks_checked:,} of {self.blocks:,} blocks"
+
+    @property
     def verdict(self) -> str:
         """What was found, in one line."""
         right = "has right metadata" if self.mode == "none" else "is right"
         if not self.blocks and self.mode != "none":
             right = "has right metadata and can be read"
         verdict = right if self.ok else "is WRONG"
-        checked = f"{self.blocks_checked:,} of {self.blocks:,} blocks computed again"
+        checked = f"{self.counted} computed again"
         if self.decoded:
             checked += f", {self.decoded:,} stored objects decoded"
         return f"{shown(self.location)} {verdict} ({self.mode}: {checked})"
@@ -161,7 +169,8 @@ def _verification(
     found = [finding for part in voxels for finding in voxel_findings(part, location)]
     checked = sum(part.checked for part in voxels)
     blocks = sum(count_blocks(part.plan) for part in voxels)
-    return Verification(location, mode, (*findings, *found), tuple(lines), checked, blocks)
+    in_part = any(part.in_part for part in voxels)
+    return Verification(location, mode, (*findings, *found), tuple(lines), checked, blocks, in_part)
 
 
 def verify_pyramid(

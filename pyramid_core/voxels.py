@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyramid_core.audit import Finding
 from pyramid_core.execute import check_block
@@ -22,13 +22,13 @@ from pyramid_core.needs import (
     units_of,
 )
 from pyramid_core.params import VerifyMode
-from pyramid_core.presence import Mask
+from pyramid_core.presence import Mask, Presence
 from pyramid_core.stores import join, open_storage
 from pyramid_core.workers import in_flight
 
-SAMPLE = 50
-"""``sample`` computes one block in this many again, and of every level the first and the last that
-hold data."""
+SAMPLE = 100
+"""``sample`` computes one block in this many again, of shards one tile in this many, and of every
+level the first and the last that hold data."""
 
 
 MOST_FINDINGS = 20
@@ -43,6 +43,9 @@ class Checked:
     wrong: dict[int, dict[Shape, str]]
     """Per level, the blocks that are wrong, and why they could not be computed if so."""
     checked: int = 0
+    """Blocks that were computed again."""
+    in_part: bool = False
+    """Whether of some of them only some tiles were."""
 
 
 def check_voxels(plan: PyramidPlan, mode: VerifyMode, workers: Executor) -> Checked:
@@ -78,40 +81,67 @@ def only_lacks(found: Checked) -> bool:
 
 
 def _check_blocks(found: Checked, level: Level, workers: Executor, mode: VerifyMode) -> None:
-    """Check those blocks of one level that the mode asks for."""
+    """Check those blocks of one level that the mode asks for; in a sample, some tiles of shards."""
     plan = found.plan
-    job = level_job(plan, level)
-    chosen = _chosen(plan, level, job, mode)
-    for block in run_blocks(job, check_block, chosen, workers, in_flight(plan, workers)):
-        found.checked += 1
-        if not block.equal:
-            found.wrong[level.index][block.index] = block.fault
+    by_tile = mode == "sample" and level.shards is not None
+    cut = replace(level, block=level.tile) if by_tile else level
+    job = replace(level_job(plan, level), level=cut)
+    chosen = _chosen(found, level, job, mode)
+    for part in run_blocks(job, check_block, chosen, workers, in_flight(plan, workers)):
+        if not part.equal:
+            for index in _cells(level.blocks.touched(cut.blocks.region(part.index))):
+                found.wrong[level.index][index] = part.fault
 
 
 def _chosen(
-    plan: PyramidPlan, level: Level, job: LevelJob, mode: VerifyMode
+    found: Checked, level: Level, job: LevelJob, mode: VerifyMode
 ) -> Iterator[tuple[Shape, Mask | None]]:
-    source, target = source_presence(job), target_presence(plan, level)
+    """Yield what of a level is computed again: cells of the grid by which the job cuts it."""
+    source, grid = source_presence(job), job.level.blocks
     dice = random.Random(f"{level.path} {level.shape} {level.blocks.size}")
-    first, last = True, None
+    first, last, drawn_of_last = True, list[Shape](), list[Shape]()
+
+    def need(part: Shape) -> tuple[Mask, Mask | None]:
+        return needed_units(found.plan, job, source, part)
+
+    def one_with_data(parts: Iterable[Shape]) -> list[Shape]:
+        return list(itertools.islice((part for part in parts if need(part)[0].any()), 1))
+
+    for index, holds_data, is_doubtful in _blocks(found.plan, level, job, source):
+        parts = list(_cells(grid.touched(level.blocks.region(index))))
+        drawn = parts if is_doubtful or mode == "full" else []
+        if mode == "sample" and not drawn:
+            drawn = dice.sample(parts, int(len(parts) / SAMPLE + dice.random()))
+            if first:
+                drawn = list({*drawn, *one_with_data(parts)})
+        if holds_data:
+            first, last, drawn_of_last = False, parts, drawn
+        found.checked += bool(drawn)
+        found.in_part |= 0 < len(drawn) < len(parts)
+        yield from ((part, need(part)[1]) for part in drawn)
+    for part in one_with_data(reversed(last)) if mode == "sample" else []:
+        if part not in drawn_of_last:
+            found.checked += not drawn_of_last
+            found.in_part |= len(last) > 1
+            yield part, need(part)[1]
+
+
+def _blocks(
+    plan: PyramidPlan, level: Level, job: LevelJob, source: Presence | None
+) -> Iterator[tuple[Shape, bool, bool]]:
+    """Yield the blocks of a level that hold data, or are doubtful: their index, and which."""
+    whole, target = replace(job, level=level), target_presence(plan, level)
     for index in level.blocks:
-        need, present = needed_units(plan, job, source, index)
+        need, _ = needed_units(plan, whole, source, index)
         cells = units_of(level, index)
-        drawn = dice.random() < 1 / SAMPLE or first
         # Where the source cannot be listed, neither can what was published beside it.
-        doubtful = source is not None and (
+        is_doubtful = source is not None and (
             (need != target.window(cells)).any()
             or target.hollow(cells).any()
-            or source.hollow(finer_cells(job, index)).any()
+            or source.hollow(finer_cells(whole, index)).any()
         )
-        if doubtful or (need.any() and (mode == "full" or (mode == "sample" and drawn))):
-            yield index, present
-            last = None
-        elif need.any():
-            last = (index, present)
-        first = first and not need.any()
-    if mode == "sample" and last is not None:
-        yield last
+        if need.any() or is_doubtful:
+            yield index, bool(need.any()), bool(is_doubtful)
 
 
 def count_blocks(plan: PyramidPlan) -> int:

@@ -350,7 +350,8 @@ def table() -> str:
         sample = row.sample + by
         if row.sample.isdigit():
             wrong = int(row.sample)
-            blocks = "block" if wrong == 1 else "blocks"
+            what = "tile" if "shard" in row.defect else "block"
+            blocks = what if wrong == 1 else f"{what}s"
             sample = f"{probability(wrong, SAMPLE):.1%} ({wrong} {blocks} {row.why})"
         lines.append(f"| {row.defect} | {sample} | {row.full} |")
     return "\n".join(lines)

@@ -210,6 +210,26 @@ def test_background_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("voxel", "is_found"), [((0, 7), True), ((127, 120), True), ((7, 8), False)]
+)
+def test_a_sample_of_shards_is_one_of_their_tiles(
+    tmp_path: Path, voxel: tuple[int, int], is_found: bool
+) -> None:
+    """The first and the last tile of those that hold data are always drawn; all by ``full``."""
+    place = write_base(
+        tmp_path / "a.zarr", noise((256, 256)), version="0.5", axes="yx", chunks=(8, 8)
+    )
+    build_pyramid(PyramidParams(source=str(place), max_levels=2, shards=[64, 64]))
+    right = verify_pyramid(str(place), mode="sample")
+    assert (right.ok, right.counted) == (True, "parts of 2 of 4 blocks")
+    zarr.open_array(place / "1", mode="r+")[voxel] = 1
+    assert verify_pyramid(str(place), mode="sample").ok is not is_found
+    full = verify_pyramid(str(place), mode="full")
+    assert (full.ok, full.counted) == (False, "4 of 4 blocks")
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_of_many_wrong_blocks_the_first_are_named(tmp_path: Path) -> None:
     """A lost level is told in 20 lines and the number of the others."""
     place = sparse(tmp_path)
