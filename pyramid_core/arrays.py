@@ -44,7 +44,10 @@ def open_array(
     store = storage.zarr_store(writable=writable)
     mode: Any = "r+" if writable else "r"
     with zarr.config.set({"codec_pipeline.path": ZARR}):
-        array = zarr.open_array(store, path=path, mode=mode)
+        try:  # of an object store, one question instead of five
+            array = zarr.open_array(store, path=path, mode=mode, zarr_format=3)
+        except FileNotFoundError:
+            array = zarr.open_array(store, path=path, mode=mode, zarr_format=2)
     foreign = not array.dtype.isnative or array.metadata.fill_value is None
     sure = surely and is_url(storage.location)
     if foreign or sure or storage.is_zip or not storage.listable:

@@ -70,7 +70,7 @@ def decode_level(
     Args:
         level: The array.
         where: What findings call it.
-        mode: ``full`` decodes all, ``sample`` the first, the last, one in fifty between, and those
+        mode: ``full`` decodes all, ``sample`` the first, the last, one in 100 between, and those
             of no bytes; ``none`` none.
         wanted: What else is decoded, by region.
         workers: Where that is done.

@@ -203,7 +203,7 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
         else:
             voxels = _read(job.source[0], source, fine)
         for stored in listed:
-            _make_sure(job, voxels[_place(stored, stack, fine)], stored)
+            _make_sure(job, source.chunks, voxels[_place(stored, stack, fine)], stored)
         reduced = reduce_block(voxels, level.step, job.method)
         for part in stack or [fine]:
             place = coarser_region(_place(part, stack, fine), level.step, reduced.shape)
@@ -246,7 +246,7 @@ def _place(part: Region, stack: list[Region], fine: Region) -> Region:
     return (slice(start, start + rows), *(slice(0, n) for n in others))
 
 
-def _make_sure(job: LevelJob, voxels: Array, region: Region) -> None:
+def _make_sure(job: LevelJob, chunk: Shape, voxels: Array, region: Region) -> None:
     """See that what the listing showed was not read as background; put right what was.
 
     zarr returns fill for a chunk that is not found. So where a listed object, or of an object store
@@ -254,16 +254,15 @@ def _make_sure(job: LevelJob, voxels: Array, region: Region) -> None:
     the first voxel settles it for nearly all.
     """
     away = is_url(job.source[0])
-    surely = _opened_surely(job.token, *job.source) if away else None
     start = tuple(axis.start for axis in region)
-    chunks = Grid(job.finer_shape, surely.chunks).within(region) if surely else [region]
-    if any(_is_fill(job, voxels[shift(chunk, start)]) for chunk in chunks):
+    parts = Grid(job.finer_shape, chunk).within(region) if away else [region]
+    if any(_is_fill(job, voxels[shift(part, start)]) for part in parts):
         cell = tuple(axis.start for axis in _stored(job).touched(region))
         key, storage = _key(job, cell), _storage(job.token, job.source[0])
         if not storage.exists(key):
             msg = f"{key} was listed but could not be found when it was read"
             raise SourceError(msg)
-        again = np.asarray((surely or _opened(job.token, *job.source, padded=False))[region])
+        again = np.asarray(_opened_surely(job.token, *job.source)[region])
         if not same_bits(again, voxels):
             log.warning("%s was listed but read as nothing at first, so it was read again", key)
         voxels[...] = again
@@ -302,8 +301,13 @@ def _open(
     return direct(with_padding(array) if padded else array)
 
 
+def _opened_surely(token: str, location: str, path: str) -> zarr.Array[Any]:
+    with _opening:
+        return _open_surely(token, location, path)
+
+
 @lru_cache(maxsize=32)
-def _opened_surely(token: str, location: str, path: str) -> zarr.Array[Any]:  # noqa: ARG001 - the token keeps jobs apart
+def _open_surely(token: str, location: str, path: str) -> zarr.Array[Any]:  # noqa: ARG001 - the token keeps jobs apart
     return open_array(open_storage(location), path, surely=True)
 
 

@@ -307,7 +307,7 @@ def create_level(plan: PyramidPlan, storage: Storage, level: Level) -> None:
     if plan.zarr_format == 2 and storage.read(attributes) is None:
         # zarr writes two objects for an array of Zarr v2; a kill in between must not lose this one.
         storage.write_json(attributes, {})
-    if read_node(storage, level.path) is not None:
+    if storage.read(f"{level.path}/{'.zarray' if plan.zarr_format == 2 else 'zarr.json'}"):
         return
     options: dict[str, Any] = {}
     if plan.zarr_format == 2:

@@ -416,7 +416,7 @@ def test_a_path_that_is_too_long_is_refused(
     tmp_path: Path, calm: Path, source: Path, capsys: Capture
 ) -> None:
     """4,096 characters, or a name of 256, as source or target of any command: status 2, and nothing is written."""
-    long = tmp_path / "/".join(["n" * 100] * 41)
+    long = tmp_path / "/".join(["n" * 100] * 42)
     name = tmp_path / ("n" * 256)
     before = sorted(tmp_path.iterdir())
     for place in (long, name):

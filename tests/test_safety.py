@@ -159,7 +159,7 @@ def test_a_chunk_that_is_missed_once_is_read_again(
         """An array that reads as fill, once."""
 
         def __init__(self, array: Any):
-            self.array = array
+            self.array, self.chunks = array, array.chunks
 
         def __getitem__(self, region: Any) -> Any:
             voxels = self.array[region]
