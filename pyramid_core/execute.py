@@ -269,9 +269,11 @@ def _make_sure(job: LevelJob, chunk: Shape, voxels: Array, region: Region) -> No
 
 
 def _is_fill(job: LevelJob, voxels: Array) -> bool:
-    fill = np.broadcast_to(fill_scalar(job.fill, job.dtype).astype(voxels.dtype), voxels.shape)
-    first = (0,) * voxels.ndim
-    return voxels[first].tobytes() == fill[first].tobytes() and same_bits(voxels, fill)
+    fill = fill_scalar(job.fill, job.dtype).astype(voxels.dtype)
+    first = voxels[(0,) * voxels.ndim]
+    return first.tobytes() == fill.tobytes() and same_bits(
+        voxels, np.broadcast_to(fill, voxels.shape)
+    )
 
 
 def _key(job: LevelJob, cell: Shape) -> str:

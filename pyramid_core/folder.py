@@ -120,31 +120,34 @@ def listing(root: Path, prefix: str) -> Iterator[File]:
         yield File(prefix, 0, "", found)
 
 
-def _below(folder: str, start: str) -> Iterator[File]:
-    is_empty = True
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            is_empty = False
-            key = start + entry.name
-            try:
-                status = None if entry.is_dir() else entry.stat()
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ELOOP):
-                    raise
-                # What is no link was deleted meanwhile, or has got its final name.
-                if entry.is_symlink():
-                    yield File(key, 0, "", _NO_LINK)
-                continue
-            if status is None:
-                if entry.is_symlink():
-                    _refuse_cycle(entry.path)
-                yield from _below(entry.path, f"{key}/")
-            elif not _TEMPORARY.search(entry.name):
-                found = _KINDS[stat.S_IFMT(status.st_mode)]
-                odd = "" if found == "a file" else found
-                yield File(key, status.st_size, str(status.st_mtime_ns), odd)
-    if is_empty:
-        yield File(start.rstrip("/"), 0, "", "a folder")
+def _below(root: str, prefix: str) -> Iterator[File]:
+    pending = [(root, prefix)]
+    while pending:
+        folder, start = pending.pop()
+        is_empty = True
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                is_empty = False
+                key = start + entry.name
+                try:
+                    status = None if entry.is_dir() else entry.stat()
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ELOOP):
+                        raise
+                    # What is no link was deleted meanwhile, or has got its final name.
+                    if entry.is_symlink():
+                        yield File(key, 0, "", _NO_LINK)
+                    continue
+                if status is None:
+                    if entry.is_symlink():
+                        _refuse_cycle(entry.path)
+                    pending.append((entry.path, f"{key}/"))
+                elif not _TEMPORARY.search(entry.name):
+                    found = _KINDS[stat.S_IFMT(status.st_mode)]
+                    odd = "" if found == "a file" else found
+                    yield File(key, status.st_size, str(status.st_mtime_ns), odd)
+        if is_empty:
+            yield File(start.rstrip("/"), 0, "", "a folder")
 
 
 def _refuse_cycle(link: str) -> None:

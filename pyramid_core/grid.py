@@ -156,14 +156,21 @@ class Grid:
             slice(r.start // c, -(-r.stop // c)) for r, c in zip(region, self.cell, strict=True)
         )
 
+    def cells(self, region: Region) -> Iterator[Shape]:
+        """Yield the index of every cell that a region of voxels touches, in C order.
+
+        >>> list(Grid(shape=(10,), cell=(4,)).cells((slice(2, 8),)))
+        [(0,), (1,)]
+        """
+        return itertools.product(*(range(c.start, c.stop) for c in self.touched(region)))
+
     def within(self, region: Region) -> Iterator[Region]:
         """Cut a region along the lines of this grid.
 
         >>> list(Grid(shape=(10,), cell=(4,)).within((slice(2, 9),)))
         [(slice(2, 4, None),), (slice(4, 8, None),), (slice(8, 9, None),)]
         """
-        cells = [range(axis.start, axis.stop) for axis in self.touched(region)]
-        for index in itertools.product(*cells):
+        for index in self.cells(region):
             yield tuple(
                 slice(max(i * c, r.start), min((i + 1) * c, r.stop))
                 for i, c, r in zip(index, self.cell, region, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import operator
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -139,15 +140,12 @@ class Presence:
 
     def _cell(self, key: str) -> Shape | None:
         parts = key.split(self._separator)
-        if len(parts) != len(self._counts) or not all(map(_is_number, parts)):
+        if len(parts) != len(self._counts) or not "".join(parts).isdecimal():
             return None
         cell = tuple(map(int, parts))
-        return cell if all(i < n for i, n in zip(cell, self._counts, strict=True)) else None
-
-
-def _is_number(text: str) -> bool:
-    """Return whether a text is a number as keys have it: ``01`` belongs to someone else."""
-    return text.isdecimal() and text.isascii() and (text == "0" or text[0] != "0")
+        # ``01`` belongs to someone else.
+        is_ours = self._separator.join(map(str, cell)) == key
+        return cell if is_ours and all(map(operator.lt, cell, self._counts)) else None
 
 
 def object_hash(*told: object) -> int:

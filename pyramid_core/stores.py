@@ -48,7 +48,7 @@ def enough_threads(*locations: str) -> int:
     >>> enough_threads("s3://bucket/x.zarr") >= 8
     True
     """
-    some = cpus() + min(cpus(), 4)
+    some = cpus() + min((cpus() + 1) // 2, 4)
     return max(some, 8) if any(map(is_url, locations)) else some
 
 

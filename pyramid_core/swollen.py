@@ -7,12 +7,13 @@ shards; and what they say, where they are compressed by zstd or blosc alone.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import struct
 from typing import Any
 
-from pyramid_core.grid import Grid, Region, pieces, region_shape
+from pyramid_core.grid import Grid, Region
 
 _ROOM = 2**26
 """Bytes beyond a chunk that a decoder may take: a header tells of blocks, not of bytes."""
@@ -42,7 +43,7 @@ def refuse_swollen(array: Any, *regions: Region) -> None:
     whole = math.prod(array.chunks) * array.dtype.itemsize
     grid, folder = Grid(array.shape, array.chunks), f"{root}/{array.store_path.path}"
     key_of = array.metadata.encode_chunk_key
-    for index in (index for region in regions for index in _indexes(grid.touched(region))):
+    for index in itertools.chain.from_iterable(map(grid.cells, regions)):
         key = key_of(index)
         path = f"{folder}/{key}"
         try:
@@ -69,12 +70,6 @@ def _codec(array: Any) -> str:
     codec = array.compressors[0]
     name = str(getattr(codec, "codec_id", "") or codec.to_dict().get("name"))
     return name if name in ("zstd", "blosc") else ""
-
-
-def _indexes(cells: Region) -> list[tuple[int, ...]]:
-    shape = region_shape(cells)
-    return [tuple(c.start + p.start for c, p in zip(cells, piece, strict=True))
-            for piece in pieces(shape, 1)]  # fmt: skip
 
 
 def _blosc(file: int, enough: int) -> int:  # noqa: ARG001 - as the other

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pyramid_core.audit import Finding
 from pyramid_core.execute import check_block
 from pyramid_core.flight import run_blocks
-from pyramid_core.grid import Region, Shape, coarser_region
+from pyramid_core.grid import Shape, coarser_region
 from pyramid_core.job import LevelJob, level_job
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.needs import (
@@ -89,7 +89,7 @@ def _check_blocks(found: Checked, level: Level, workers: Executor, mode: VerifyM
     chosen = _chosen(found, level, job, mode)
     for part in run_blocks(job, check_block, chosen, workers, in_flight(plan, workers)):
         if not part.equal:
-            for index in _cells(level.blocks.touched(cut.blocks.region(part.index))):
+            for index in level.blocks.cells(cut.blocks.region(part.index)):
                 found.wrong[level.index][index] = part.fault
 
 
@@ -108,7 +108,7 @@ def _chosen(
         return list(itertools.islice((part for part in parts if need(part)[0].any()), 1))
 
     for index, holds_data, is_doubtful in _blocks(found.plan, level, job, source):
-        parts = list(_cells(grid.touched(level.blocks.region(index))))
+        parts = list(grid.cells(level.blocks.region(index)))
         drawn = parts if is_doubtful or mode == "full" else []
         if mode == "sample" and not drawn:
             drawn = dice.sample(parts, int(len(parts) / SAMPLE + dice.random()))
@@ -149,10 +149,6 @@ def count_blocks(plan: PyramidPlan) -> int:
     return sum(level.blocks.size for level in plan.written)
 
 
-def _cells(region: Region) -> Iterator[Shape]:
-    return itertools.product(*(range(axis.start, axis.stop) for axis in region))
-
-
 def voxel_findings(found: Checked, root: str) -> Iterator[Finding]:
     """Say which blocks are wrong; of many, the first few."""
     plan = found.plan
@@ -187,11 +183,11 @@ def remove_wrong(found: Checked) -> None:
         for index in doomed.get(level.index - 1, ()):
             finer = plan.levels[level.index - 1].blocks.region(index)
             made = coarser_region(finer, level.step, level.shape)
-            own |= set(_cells(level.blocks.touched(made)))
+            own |= set(level.blocks.cells(made))
         doomed[level.index] = own
     storage = open_storage(plan.target)
     for level in reversed(plan.written):
         presence = target_presence(plan, level)
         keys = [presence.key(cell) for index in sorted(doomed[level.index])
-                for cell in _cells(units_of(level, index))]  # fmt: skip
+                for cell in level.units.cells(level.blocks.region(index))]  # fmt: skip
         storage.delete_objects(keys)
