@@ -26,7 +26,7 @@ def open_array(
 
     zarrs cannot read foreign byte order, zip files, http servers without ranges, nor codecs that
     only numcodecs has; those go through zarr's own pipeline. Its threads are set to one: the blocks
-    are the parallelism.
+    are the parallelism, and more would lay the chunks of a shard in whatever order they are ready.
 
     Args:
         storage: Where it lies.
