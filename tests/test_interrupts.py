@@ -474,3 +474,20 @@ def test_a_front_that_fails_on_its_way_out_of_a_signal_was_stopped(
         assert capsys.readouterr().err == (
             f"pyramid.py: stopped by {name}; run the same again to go on\n"
         )
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line() -> None:
+    """Between the first import and the command line that minds signals: status 130, no traceback."""
+    code = (
+        "import os, signal, sys, importlib.metadata as m\n"
+        "class Hasty:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'pyramid_core.options': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Hasty())\n"
+        "command, = (e for e in m.entry_points(group='console_scripts') if e.name == 'pyramid')\n"
+        "sys.argv = ['pyramid', '--version']\n"
+        "sys.exit(command.load()())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = "pyramid: stopped by Ctrl-C; run the same again to go on\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
