@@ -40,9 +40,20 @@ class _Help(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         for action in parser._actions if option_string == "-h" else ():
-            action.help = _first_clause(action.help or "")
+            _make_brief(action)
         parser.print_help()
         parser.exit()
+
+
+def _make_brief(action: argparse.Action) -> None:
+    """Let an option take one line, mostly: its choices beside what it does, not below its name."""
+    said = _first_clause(action.help or "")
+    if isinstance(action.metavar, str) and action.metavar.startswith("{"):
+        text, bracket, default = said.partition(" [")
+        said = f"{text} ({action.metavar.strip('{}').replace(',', '|')}){bracket}{default}"
+        action.metavar = "WORD"
+    # The usage names it already.
+    action.help = argparse.SUPPRESS if action.dest == "source_" else said
 
 
 def _first_clause(text: str) -> str:

@@ -200,8 +200,8 @@ def test_colours_are_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     ("words", "most"),
     [
         ([], 24),
-        (["plan"], 60),
-        (["build"], 60),
+        (["plan"], 48),
+        (["build"], 48),
         (["verify"], 24),
         (["preview"], 24),
         (["phantom"], 24),
