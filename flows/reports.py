@@ -24,13 +24,12 @@ from prefect.artifacts import (
 )
 
 from pyramid_core.build import BuildResult, LevelReport, Progress
-from pyramid_core.errors import PyramidError, printable
+from pyramid_core.errors import printable
 from pyramid_core.execute import LevelRun
 from pyramid_core.grid import times
 from pyramid_core.job import BlockResult
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.opening import ways_to_open
-from pyramid_core.origin import look_at
 from pyramid_core.params import human
 from pyramid_core.stores import is_url, same_place, shown
 
@@ -197,7 +196,7 @@ def report(result: BuildResult, picture: bytes | None = None) -> str:
             f"`{place}` is an OME-Zarr {plan.ngff_version} image of {len(plan.levels)} levels.",
             f"{result.blocks_built:,} blocks were built{found} in {result.seconds:.1f} s; "
             f"{human(plan.cost.bytes_written)} before compression.",
-            f"Its source: {_source(plan)}.",
+            *([f"Its source: {_source(result)}."] if result.source else []),
             *(["", f"![{plain(plan.source.name)}]({_url(picture)})"] if picture else []),
             *("\n## Verification", result.verdict),
             *("\n## Levels", "", *_table(result)),
@@ -207,13 +206,9 @@ def report(result: BuildResult, picture: bytes | None = None) -> str:
     )
 
 
-def _source(plan: PyramidPlan) -> str:
-    """Return how the source looks now, as the record of the build says how it looked then."""
-    try:
-        look = look_at(plan.source)
-    except (PyramidError, OSError) as error:
-        return f"could not be looked at again ({plain(error)})"
-    return ", ".join(f"{name} {value}" for name, value in look.items())
+def _source(result: BuildResult) -> str:
+    """Return how the source looked when the build began, in the words of its record."""
+    return ", ".join(f"{name} {value}" for name, value in result.source.items())
 
 
 def plain(text: object) -> str:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,9 @@ class BuildResult:
     """Time it took."""
     verification: Verification | None
     """What the gate found; None without one, or where the image was published before."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """How the source looked when the build began, as its record says it; empty where the image was
+    published before."""
 
     @property
     def blocks_built(self) -> int:
@@ -164,7 +167,7 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
                 shown(plan.target),
             )
             return BuildResult(plan, _found(plan), time.perf_counter() - start, None)
-        prepare(plan)
+        source = prepare(plan)
         reports = []
         for image in plan.images:
             for level in image.written:
@@ -180,7 +183,7 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
         steps.publish(plan)
     seconds = time.perf_counter() - start
     ending.info("published %s after %.1f s", shown(plan.target), seconds)
-    return BuildResult(plan, tuple(reports), seconds, verification)
+    return BuildResult(plan, tuple(reports), seconds, verification, source)
 
 
 def _found(plan: PyramidPlan) -> tuple[LevelReport, ...]:

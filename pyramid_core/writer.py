@@ -60,16 +60,22 @@ def refresh(plan: PyramidPlan) -> None:
         delete_torn_metadata(image, storage)
 
 
-def prepare(plan: PyramidPlan) -> None:
+def prepare(plan: PyramidPlan) -> dict[str, Any]:
     """Record the build at the target and its labels, and create the levels that lack.
+
+    Returns:
+        How the source of the image looks now, as ``look_at`` tells it.
 
     Raises:
         TargetError: If the target holds something that the plan must not touch; nothing was
             written then.
     """
     actions = [_decide(image) for image in plan.images]
-    for image, action in zip(plan.images, actions, strict=True):
+    looks = [
         _prepare(image, clear=action == "clear")
+        for image, action in zip(plan.images, actions, strict=True)
+    ]
+    return looks[0]
 
 
 def _decide(plan: PyramidPlan) -> Literal["build", "clear", "published"]:
@@ -234,7 +240,7 @@ def _check_names(plan: PyramidPlan, storage: Storage, named: list[str]) -> None:
             raise TargetError(msg)
 
 
-def _prepare(plan: PyramidPlan, *, clear: bool) -> None:
+def _prepare(plan: PyramidPlan, *, clear: bool) -> dict[str, Any]:
     with system_errors(LocationError, f"{shown(plan.target)} cannot be built"):
         look = look_at(plan.source)
         storage = open_storage(plan.target, create=True)
@@ -265,6 +271,7 @@ def _prepare(plan: PyramidPlan, *, clear: bool) -> None:
     _drop_other_format(plan, storage)
     for level in plan.written:
         create_level(plan, storage, level)
+    return look
 
 
 _OME_KEYS = ("multiscales", "omero")
