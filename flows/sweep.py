@@ -33,6 +33,7 @@ from pyramid_core.errors import LocationError, PyramidError, RequestError, Targe
 from pyramid_core.inbox import Found, find_images
 from pyramid_core.owner import own
 from pyramid_core.params import PyramidParams, SweepParams, parse_sweep_params
+from pyramid_core.reader import open_image
 from pyramid_core.stores import shown, split
 
 log = logging.getLogger("pyramid_core.flows")
@@ -185,12 +186,14 @@ def _asked_now(params: SweepParams, image: Found) -> PyramidParams | Outcome:
     if image.state == "new":
         resumed = {"existing": "resume"} if asked.existing == "replace" else {}
         return asked.model_copy(update=resumed)
-    target = image.target or image.source
     try:
-        with own(target):
+        if image.target is None:  # what was found may be the base alone; the pyramid is its group
+            place, outbox = open_image(image.source).info.location, None
+        else:
+            place, outbox = image.source, split(image.target)[0]
+        with own(image.target or place):
             pass
-        outbox = None if image.target is None else split(image.target)[0]
-        (now, *_) = find_images(image.source, outbox, compare_objects=params.compare_objects)
+        (now, *_) = find_images(place, outbox, compare_objects=params.compare_objects)
     except TargetBusyError as error:
         return _outcome(image, "busy", str(error))
     except (PyramidError, OSError):

@@ -281,14 +281,19 @@ def test_what_another_sweep_publishes_meanwhile_is_not_built_again(
     assert identities(tmp_path) == made[0]
 
 
-def test_what_another_sweep_builds_just_now_is_told_as_busy(inbox: Path) -> None:
-    """A build that was begun, and that another one goes on with, is not waited for and replaced."""
-    source = inbox / "day 1" / "a.zarr"
-    asked = PyramidParams(source=str(source), edges="partial", **ASKED)
-    prepare(plan_pyramid(open_image(str(source)).info, asked))
+@pytest.mark.parametrize(("base", "name"), [("0", ""), ("raw", "/raw")])
+def test_what_another_sweep_builds_just_now_is_told_as_busy(
+    tmp_path: Path, base: str, name: str
+) -> None:
+    """What another one goes on with is not built; nor where the array is all that tells of it."""
+    inbox = tmp_path / "inbox"
+    source = image(inbox / "a.zarr")
+    (source / "0").rename(source / base)
+    asked = PyramidParams(source=f"{source}/{base}", edges="partial", **ASKED)
+    prepare(plan_pyramid(open_image(asked.source).info, asked))
     with own(str(source)):
         state = sweep(inbox)
-    assert became(state, inbox) == {"day 1/a.zarr": "busy"}
+    assert became(state, inbox) == {f"a.zarr{name}": "busy"}
     assert subflows(inbox) == []
 
 
