@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import itertools
 import logging
 import time
 from collections import Counter
@@ -10,14 +12,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, runtime, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Failed
@@ -57,6 +59,9 @@ class Outcome:
     seconds: float = 0.0
     """Time that it took."""
 
+
+_OURS = "sweep:{}"
+"""Tag of a run that was handed over, with the id of the sweep's own run."""
 
 FAULTS = ("failed", "refused")
 """The outcomes that make a sweep fail, at its end."""
@@ -215,16 +220,18 @@ def _check_deployment(name: str) -> None:
 def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome]:
     """Let a deployment build each image, on the machines of its work pool; wait for all."""
     runs: dict[UUID, Found] = {}
+    ours: set[UUID] = set()
     start = time.perf_counter()
-    with _cancelled_with_us(runs):
+    with _cancelled_with_us(ours):
         for image in images:
             asked = _asked_now(params, image)
             if isinstance(asked, Outcome):
                 yield asked
                 continue
-            given = _filled_in(asked.model_dump())
-            run: Any = run_deployment(str(params.deployment), parameters=given, timeout=0)
+            run = _run_for(str(params.deployment), image, asked)
             runs[run.id] = image
+            if _OURS.format(runtime.flow_run.id) in run.tags:
+                ours.add(run.id)
         while runs:
             for number in list(runs):
                 state = _state(number)
@@ -232,9 +239,29 @@ def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome
                     outcome = "built" if state.is_completed() else "failed"
                     note = state.message or f"run {number} of {params.deployment}"
                     seconds = time.perf_counter() - start
+                    ours.discard(number)
                     yield _outcome(runs.pop(number), outcome, note, seconds)
             if runs:
                 time.sleep(POLL_SECONDS)
+
+
+def _run_for(deployment: str, image: Found, asked: PyramidParams) -> FlowRun:
+    """Return the run that builds an image as it is now: of another sweep, if one is on its way.
+
+    Prefect makes one run per key, whoever asks; what has ended without the image being there is
+    asked for anew.
+    """
+    given = _filled_in(asked.model_dump())
+    said = repr((deployment, image.source, image.target, _change(image)))
+    key = hashlib.sha256(said.encode()).hexdigest()
+    tags = [_OURS.format(runtime.flow_run.id)]
+    for attempt in itertools.count():
+        run: Any = run_deployment(
+            deployment, parameters=given, timeout=0, tags=tags, idempotency_key=f"{key} {attempt}"
+        )
+        if run.state is None or not run.state.is_final():
+            break
+    return cast(FlowRun, run)
 
 
 def _filled_in(asked: dict[str, Any]) -> dict[str, Any]:
@@ -249,8 +276,8 @@ def _state(run: UUID) -> State | None:
 
 
 @contextmanager
-def _cancelled_with_us(runs: dict[UUID, Found]) -> Iterator[None]:
-    """Cancel the runs that have not ended, if this one is stopped."""
+def _cancelled_with_us(runs: set[UUID]) -> Iterator[None]:
+    """Cancel the runs of ours that have not ended, if this one is stopped."""
     try:
         yield
     except BaseException:

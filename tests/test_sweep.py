@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterName,
 )
+from prefect.deployments import run_deployment
 from prefect.states import Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
@@ -544,6 +546,40 @@ def test_a_deployment_builds_the_images_of_a_sweep(
         for name in ("b.zarr", "day 1/a.zarr")
     }
     assert not (tmp_path / "outbox").exists()
+
+
+def test_two_sweeps_hand_over_an_image_once(
+    tmp_path: Path, deployment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes second waits for the run of the first; only a run that has ended is asked for anew."""
+    inbox, asked = tmp_path / "inbox", list[str]()
+    image(inbox / "a.zarr")
+    before = {run.id for run in handed(deployment)}
+
+    def hand_over(*given: Any, **more: Any) -> Any:
+        run = run_deployment(*given, **more)
+        asked.append(more["idempotency_key"])
+        return run
+
+    def work(ends_after: int, end: Any) -> None:
+        if len(asked) >= ends_after:
+            for run in handed(deployment):
+                if run.state.is_scheduled():
+                    with get_client(sync_client=True) as client:
+                        client.set_flow_run_state(run.id, end, force=True)
+
+    def swept() -> dict[str, str]:
+        return became(sweep(inbox, deployment="pyramid/handed"), inbox)
+
+    monkeypatch.setattr(module, "run_deployment", hand_over)
+    with meanwhile(lambda: work(2, Failed())), ThreadPoolExecutor(2) as two:
+        both = [two.submit(contextvars.copy_context().run, swept) for _ in range(2)]
+        first, second = (future.result() for future in both)
+    assert (first, second) == ({"a.zarr": "failed"}, {"a.zarr": "failed"})
+    assert len({run.id for run in handed(deployment)} - before) == len(set(asked)) == 1
+    with meanwhile(lambda: work(3, Completed())):
+        assert swept() == {"a.zarr": "built"}
+    assert len({run.id for run in handed(deployment)} - before) == 2
 
 
 def test_a_sweep_that_is_stopped_cancels_what_it_handed_over(
