@@ -37,7 +37,7 @@ from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.preview import write_preview
 from pyramid_core.progress import is_news
 from pyramid_core.report import write_report
-from pyramid_core.shell import DONE, USUAL, guarded, signal_behind, silent_libraries
+from pyramid_core.shell import DONE, USUAL, guarded, in_haste, signal_behind, silent_libraries
 from pyramid_core.stores import shown
 
 DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
@@ -61,7 +61,8 @@ def build_pyramid(**parameters: Any) -> BuildResult | State:
     logging.getLogger("pyramid_core").setLevel(logging.INFO)
     try:
         check_runs()
-        return _build(parse_params(parameters))
+        with in_haste():
+            return _build(parse_params(parameters))
     except PyramidError as error:
         return tasks.failed(error)
 
