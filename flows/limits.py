@@ -19,9 +19,9 @@ from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
 
 from flows.reports import key_of
+from flows.server import is_own
 from pyramid_core.build import BuildResult
 from pyramid_core.errors import StoppedError, TargetBusyError
 from pyramid_core.model import PyramidPlan
@@ -82,7 +82,7 @@ def when_free(build: Callable[[], BuildResult]) -> BuildResult:
 @contextmanager
 def limits(plan: PyramidPlan) -> Iterator[None]:
     """Hold the slot of this image, and one of the store's where an operator has set that limit."""
-    if not PREFECT_API_URL.value():  # a hidden server is this run's own
+    if is_own():
         yield
         return
     # A run that crashed and was picked up again would wait for itself: its slot is leased a little

@@ -26,7 +26,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL
 
-from flows import reports, tasks
+from flows import reports, server, tasks
 from flows.form import takes
 from flows.limits import check_runs, limits, when_free
 from pyramid_core.answers import summary
@@ -37,7 +37,7 @@ from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.preview import write_preview
 from pyramid_core.progress import is_news
 from pyramid_core.report import write_report
-from pyramid_core.shell import DONE, USUAL, before_end, guarded, signal_behind, silent_libraries
+from pyramid_core.shell import DONE, USUAL, guarded, in_haste, signal_behind, silent_libraries
 from pyramid_core.stores import shown
 
 DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
@@ -45,8 +45,6 @@ DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
 
 DEMO_PICTURE, DEMO_REPORT = "data/phantom.png", "data/phantom.html"
 """Where its picture and its report are put; nothing is put beside a user's data unasked."""
-
-_STARTING = "Starting a Prefect server for this run; PREFECT_API_URL would name one that stays"
 
 
 def _run_name() -> str:
@@ -63,7 +61,8 @@ def build_pyramid(**parameters: Any) -> BuildResult | State:
     logging.getLogger("pyramid_core").setLevel(logging.INFO)
     try:
         check_runs()
-        return _build(parse_params(parameters))
+        with in_haste():
+            return _build(parse_params(parameters))
     except PyramidError as error:
         return tasks.failed(error)
 
@@ -96,18 +95,8 @@ def main() -> int:
     )
     add_params(parser)
     arguments = parser.parse_args()
-    before_end.append(_end_server)
     with silent_libraries(USUAL):
         return guarded(lambda: _run(arguments), parser.prog, hasty=True)
-
-
-def _end_server() -> None:
-    """End the server that Prefect has started for this process, if any, as Python's own end would.
-
-    A terminal sends Ctrl-C to that server too; without it, Prefect tries to reach it for minutes.
-    """
-    if (server := sys.modules.get("prefect.server.api.server")) is not None:
-        server.SubprocessASGIServer().stop()
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -117,6 +106,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):  # the log in the UI keeps every line
             handler.addFilter(_helps)
+    server.start()
     try:
         result = build_pyramid(**params.model_dump())
     except RuntimeError as error:
@@ -138,13 +128,13 @@ def _run(arguments: argparse.Namespace) -> int:
 def _helps(record: logging.LogRecord) -> bool:
     """Return whether a line of the log tells a person at a terminal something."""
     text = record.getMessage()
-    if text.startswith("Starting temporary server"):
-        record.msg, record.args = _STARTING, ()
     # A task that is done is told of by the core, in numbers.
     is_told = record.name == "prefect.task_runs" and text == "Finished in state Completed()"
     # Met by a signal between two states of a task, Prefect fails, with a screen of traceback.
     if record.exc_info and signal_behind(record.exc_info[1]):
         return False
+    # Nothing is to be seen at a server that starts without pages and ends with the run.
+    is_told = is_told or (server.is_own() and text.startswith("View at "))
     return is_news(record) and not is_told
 
 

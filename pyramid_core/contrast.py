@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import numpy as np
 from pyramid_core.arrays import open_array
 from pyramid_core.grid import Grid, Region, pieces, region_shape
 from pyramid_core.model import Level, PyramidPlan
-from pyramid_core.ngff import channels_of, contrast_window
+from pyramid_core.ngff import Window, channels_of
 from pyramid_core.stores import Storage
 from pyramid_core.swollen import refuse_swollen
+
+PERCENTILES = (1.0, 99.9)
+"""Contrast starts and ends where these percentages of the voxels are darker."""
 
 _SAMPLED_BYTES = 32_000_000
 """Voxels that are looked at to find the contrast of one channel."""
@@ -20,9 +24,7 @@ _COARSE_VOXELS = 2**15
 """The contrast comes from the coarsest level that has this many voxels in a channel."""
 
 
-def contrast_windows(
-    plan: PyramidPlan, storage: Storage
-) -> list[tuple[float, float, float, float]]:
+def contrast_windows(plan: PyramidPlan, storage: Storage) -> list[Window]:
     """Return the contrast of each channel from a coarse level."""
     names = [axis.name for axis in plan.axes]
     count = len(channels_of(plan))
@@ -66,3 +68,39 @@ def _sample(
 def _read(array: Any, region: Region) -> np.ndarray[Any, Any]:
     refuse_swollen(array, region)
     return np.asarray(array[region])
+
+
+def contrast_window(voxels: np.ndarray[Any, Any]) -> Window:
+    """Return a contrast window as min, start, end, max: finite, min <= start < end <= max.
+
+    Start and end are percentiles that occur among the finite voxels; min and max are the range of
+    the data type up to 16 bits, else that of the voxels.
+
+    Example:
+        >>> contrast_window(np.array([0, 10, 20, 30], np.uint8))
+        (0.0, 0.0, 30.0, 255.0)
+        >>> contrast_window(np.full(4, 7.5))
+        (7.5, 7.5, 8.5, 8.5)
+    """
+    dtype = voxels.dtype
+    finite = voxels[np.isfinite(voxels)] if dtype.kind == "f" else voxels.reshape(-1)
+    if dtype.kind == "b" or finite.size == 0:
+        return (0.0, 0.0, 1.0, 1.0)
+    start, end = map(float, np.percentile(finite, PERCENTILES, method="inverted_cdf"))
+    low, high = float(finite.min()), float(finite.max())
+    if not start < end:
+        start, end = low, high
+    if not start < end:
+        start, end = _around(start)
+    if dtype.kind in "iu" and dtype.itemsize <= 2:
+        limits = np.iinfo(dtype)
+        low, high = float(limits.min), float(max(limits.max, end))
+    return (min(low, start), start, end, max(high, end))
+
+
+def _around(value: float) -> tuple[float, float]:
+    """Return start and end of a constant image; a step of one is lost in large floats."""
+    if value + 1.0 > value:
+        return value, value + 1.0
+    above = math.nextafter(value, math.inf)
+    return (value, above) if math.isfinite(above) else (math.nextafter(value, 0.0), value)

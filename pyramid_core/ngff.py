@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pyramid_core.errors import LocationError
 from pyramid_core.image import AXIS_TYPES, Axis, Channel
 from pyramid_core.model import PyramidPlan
@@ -31,11 +29,14 @@ REDUCER = "pyramid_core.kernels.reduce_block"
 COLORS = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FFFFFF")
 """Colours of channels that have none, in the order of the channels."""
 
+Window = tuple[float, float, float, float]
+"""The contrast of a channel: min, start, end and max."""
+
 _MOST = 10_000
 """Entries of a list in a document."""
 
-PERCENTILES = (1.0, 99.9)
-"""Contrast starts and ends where these percentages of the voxels are darker."""
+_FOUND = "contrast"
+"""Where the provenance keeps the contrast that we found: it is found again by the next build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,44 +256,8 @@ def channels_of(plan: PyramidPlan) -> tuple[Channel, ...]:
     return tuple(Channel(label, _color(i, count)) for i, label in enumerate(default))
 
 
-def contrast_window(voxels: np.ndarray[Any, Any]) -> tuple[float, float, float, float]:
-    """Return a contrast window as min, start, end, max: finite, min <= start < end <= max.
-
-    Start and end are percentiles that occur among the finite voxels; min and max are the range of
-    the data type up to 16 bits, else that of the voxels.
-
-    Example:
-        >>> contrast_window(np.array([0, 10, 20, 30], np.uint8))
-        (0.0, 0.0, 30.0, 255.0)
-        >>> contrast_window(np.full(4, 7.5))
-        (7.5, 7.5, 8.5, 8.5)
-    """
-    dtype = voxels.dtype
-    finite = voxels[np.isfinite(voxels)] if dtype.kind == "f" else voxels.reshape(-1)
-    if dtype.kind == "b" or finite.size == 0:
-        return (0.0, 0.0, 1.0, 1.0)
-    start, end = map(float, np.percentile(finite, PERCENTILES, method="inverted_cdf"))
-    low, high = float(finite.min()), float(finite.max())
-    if not start < end:
-        start, end = low, high
-    if not start < end:
-        start, end = _around(start)
-    if dtype.kind in "iu" and dtype.itemsize <= 2:
-        limits = np.iinfo(dtype)
-        low, high = float(limits.min), float(max(limits.max, end))
-    return (min(low, start), start, end, max(high, end))
-
-
-def _around(value: float) -> tuple[float, float]:
-    """Return start and end of a constant image; a step of one is lost in large floats."""
-    if value + 1.0 > value:
-        return value, value + 1.0
-    above = math.nextafter(value, math.inf)
-    return (value, above) if math.isfinite(above) else (math.nextafter(value, 0.0), value)
-
-
 def image_attributes(
-    plan: PyramidPlan, before: dict[str, Any], windows: list[tuple[float, float, float, float]]
+    plan: PyramidPlan, before: dict[str, Any], windows: list[Window]
 ) -> dict[str, Any]:
     """Return the attributes of a finished image: the commit.
 
@@ -307,13 +272,33 @@ def image_attributes(
     attributes = {key: value for key, value in before.items() if key != RECORD}
     document = copy.deepcopy(document_of(attributes)) if plan.in_place else {}
     # Only the first entry is read and built; what else the base says stays.
-    document["multiscales"] = [_entry(plan), *_list(document.get("multiscales"))[1:]]
+    before_entry, entry = _get(document, "multiscales", 0), _entry(plan)
     if windows:
-        document["omero"] = _omero(plan, document.get("omero"), windows)
+        given = _given_windows(plan, before_entry)
+        shown = [own or found for own, found in zip(given, windows, strict=True)]
+        document["omero"] = _omero(plan, document.get("omero"), shown)
+        if not all(given):
+            entry["metadata"][_FOUND] = [
+                [] if own else list(found) for own, found in zip(given, windows, strict=True)
+            ]
+    document["multiscales"] = [entry, *_list(document.get("multiscales"))[1:]]
     if plan.ngff_version == "0.4":
         return {**attributes, **document}
     document.pop("version", None)
     return {**attributes, "ome": {"version": "0.5", **document}}
+
+
+def _given_windows(plan: PyramidPlan, before: Any) -> list[Window | None]:
+    """Return the contrast that the image says of each channel, but for what an earlier build found.
+
+    Else it would outlive the voxels that it was found in, where the base has changed since.
+    """
+    found = _get(before, "metadata", _FOUND)
+    windows = [channel.window for channel in channels_of(plan)]
+    return [
+        None if window is None or list(window) == _get(found, number) else window
+        for number, window in enumerate(windows)
+    ]
 
 
 def narrowed(attributes: dict[str, Any], base: str) -> dict[str, Any]:
@@ -361,15 +346,13 @@ def _entry(plan: PyramidPlan) -> dict[str, Any]:
     return dumped
 
 
-def _omero(
-    plan: PyramidPlan, before: Any, windows: list[tuple[float, float, float, float]]
-) -> dict[str, Any]:
+def _omero(plan: PyramidPlan, before: Any, windows: list[Window]) -> dict[str, Any]:
     """Return ``omero``; what the image said of its channels goes before what we found."""
     from ome_zarr_models.common.omero import Omero
 
     channels = []
-    for number, (channel, found) in enumerate(zip(channels_of(plan), windows, strict=True)):
-        low, start, end, high = channel.window or found
+    for number, (channel, window) in enumerate(zip(channels_of(plan), windows, strict=True)):
+        low, start, end, high = window
         own = _get(before, "channels", number)
         channels.append(
             {

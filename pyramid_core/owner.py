@@ -32,7 +32,7 @@ from pyramid_core.errors import (
     is_transient,
     reason_and_remedy,
 )
-from pyramid_core.remote import asked, connect
+from pyramid_core.remote import asked, connect, lacks_bucket, told
 from pyramid_core.stores import Storage, is_url, local_path, open_storage, shown, split
 from pyramid_core.urls import hidden
 
@@ -308,6 +308,8 @@ def _own_object(target: str) -> Iterator[Owner]:
     try:
         owner = _ObjectOwner(target)
     except (FileNotFoundError, NotImplementedError) as error:
+        if lacks_bucket(error):
+            raise told(error, shown(target)) from None
         reason = hidden(str(error).split("\n")[0].partition(": <")[0])
         msg = f"cannot write beside {shown(target)}: {reason}"
         raise LocationError(msg) from None

@@ -223,10 +223,11 @@ def told(error: BaseException, place: str) -> AccessError | StoreError:
     text = str(error)
     line = hidden(text.split("\n")[0].partition(": <")[0])[:300].rstrip()
     status = found[1] if (found := _WRONG.search(text)) else ""
-    if "NoSuchBucket" in text:
+    if lacks_bucket(error):
+        kind_of_place = "container" if _kind(place) == "az" else "bucket"
         where = (", and at the endpoint (AWS_ENDPOINT_URL) and region (AWS_REGION)"
                  if _kind(place) == "s3" else "")  # fmt: skip
-        return AccessError(f"{place}: there is no such bucket; look at its name{where}")
+        return AccessError(f"{place}: there is no such {kind_of_place}; look at its name{where}")
     if any(words in text for words in _NO_ROLE):
         return AccessError(f"{place}: no credentials were found; {_what_to_set(place)}")
     refused = ("PermissionDeniedError", "UnauthenticatedError")
@@ -239,6 +240,11 @@ def told(error: BaseException, place: str) -> AccessError | StoreError:
         return AccessError(f"{place}: its certificate is not trusted; name the file of those that "
                            f"you trust in SSL_CERT_FILE")  # fmt: skip
     return StoreError(f"{place}: the store cannot be asked now: {line}")
+
+
+def lacks_bucket(error: BaseException) -> bool:
+    """Return whether a store says that there is no bucket, or container, of that name."""
+    return "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error)
 
 
 def _code(text: str) -> str:
@@ -284,7 +290,7 @@ def get(store: ob.ObjectStore, key: str, place: str) -> obstore.GetResult | None
         try:
             return asked(place, lambda: obstore.get(store, key))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            if "NoSuchBucket" in str(error):
+            if lacks_bucket(error):
                 refused = told(error, place)
                 break
         if not asked(place, lambda: is_listed(store, key)):

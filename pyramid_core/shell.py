@@ -43,8 +43,8 @@ _OF_TRACKERS = "ignore:resource_tracker:UserWarning"
 _last_word = threading.Lock()
 """Taken by whoever prints the one line of a command that was stopped."""
 
-before_end: list[Callable[[], object]] = []
-"""What is done before a process is ended in the middle: with what it has started, say."""
+_hasty = threading.Event()
+"""Set while a command runs whose process is ours to end."""
 
 
 def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
@@ -61,6 +61,8 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
         for number, (_, usual) in _SIGNALS.items()
         if signal.getsignal(number) == usual  # nohup has SIGHUP ignored
     }
+    if hasty:
+        _hasty.set()
     try:
         return run()
     except RequestError as error:
@@ -88,8 +90,32 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
     except _Stopped as stopped:
         return _stopped(name, stopped.args[0])
     finally:
+        _hasty.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def in_haste() -> Iterator[None]:
+    """Have a handler of SIGTERM that is not ours end a hasty command as soon as ours does.
+
+    Prefect sets one for the time of a flow, which unwinds, and so waits for the blocks in flight.
+    """
+    theirs = signal.getsignal(signal.SIGTERM)
+    if not _hasty.is_set() or not callable(theirs):
+        yield
+        return
+
+    def stop_then_end(number: int, frame: types.FrameType | None) -> None:
+        signal.signal(number, _end)
+        _hurry(number)
+        theirs(number, frame)
+
+    signal.signal(signal.SIGTERM, stop_then_end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, theirs)
 
 
 def signal_behind(error: BaseException | None) -> int:
@@ -116,6 +142,11 @@ def _stop(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 -
 
 
 def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
+    _hurry(number)
+    _stop(number, frame)
+
+
+def _hurry(number: int) -> None:
     for each in _SIGNALS:
         if signal.getsignal(each) == _stop_then_end:
             signal.signal(each, _end)
@@ -123,7 +154,6 @@ def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
     timer = threading.Timer(GRACE_SECONDS, _end_saying, (_said_of(number), number))
     timer.daemon = True
     timer.start()
-    _stop(number, frame)
 
 
 def _end(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
@@ -132,8 +162,6 @@ def _end(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - 
 
 
 def _end_saying(said: str, number: int) -> None:
-    for do in before_end:
-        do()
     _say_last(f"pyramid: {said}")
     os._exit(128 + number)
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pyramid_core.contrast import contrast_window
 from pyramid_core.errors import LocationError, SourceError
 from pyramid_core.grid import Grid, Region, region_shape, times
 from pyramid_core.image import Axis, Channel, ImageInfo
-from pyramid_core.ngff import COLORS, contrast_window, document_of, parse_multiscales
+from pyramid_core.ngff import COLORS, document_of, parse_multiscales
 from pyramid_core.params import human
 from pyramid_core.reader import open_image, open_level, read_node
 from pyramid_core.stores import Storage, join, open_storage, shown

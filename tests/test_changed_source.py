@@ -345,3 +345,34 @@ def test_a_chunk_that_is_listed_in_the_record_is_counted_without_metadata(tmp_pa
     look = look_at(open_image(str(source)).info)
     files = chunk_files(source / "0")
     assert (look["objects"], look["bytes"]) == (len(files), sum(f.stat().st_size for f in files))
+
+
+@pytest.mark.parametrize("is_told", [False, True], ids=["found", "told"])
+def test_a_replacement_finds_the_contrast_again_but_keeps_what_a_person_said(
+    tmp_path: Path, is_told: bool
+) -> None:
+    """In place after the base got brighter: the contrast of a first build of it; a window that was edited since is kept, by a killed replacement too."""
+    image = write_image(tmp_path / "in.zarr", noise(SHAPE), CHUNKS)
+    build_pyramid(PyramidParams(source=str(image)))
+    asked = {"min": 0.0, "start": 7.0, "end": 77.0, "max": 65535.0}
+    if is_told:
+        whole = json.loads((image / "zarr.json").read_text())
+        whole["attributes"]["ome"]["omero"]["channels"][0]["window"] = asked
+        (image / "zarr.json").write_text(json.dumps(whole))
+    base: Any = zarr.open_array(image, path="0")
+    base[:] = noise(SHAPE) + 1000
+    again = PyramidParams(source=str(image), existing="replace")
+
+    def killed(*_: Any) -> None:
+        raise EndedError
+
+    with pytest.raises(EndedError):
+        run_plan(plan_pyramid(open_image(str(image)).info, again), Steps(build_level, gate, killed))
+    build_pyramid(PyramidParams(source=str(image)))
+    (channel,) = attributes(image)["ome"]["omero"]["channels"]
+    calm = write_image(tmp_path / "calm" / "in.zarr", noise(SHAPE) + 1000, CHUNKS)
+    build_pyramid(PyramidParams(source=str(calm)))
+    (expected,) = attributes(calm)["ome"]["omero"]["channels"]
+    assert expected["window"]["start"] > 1000
+    assert channel == ({**expected, "window": asked} if is_told else expected)
+    assert is_told or tree(image) == tree(calm)

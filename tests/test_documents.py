@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyramid_core import PyramidParams, build_pyramid, verify_pyramid
+from pyramid_core.contrast import contrast_window
 from pyramid_core.errors import LocationError
-from pyramid_core.ngff import Multiscales, contrast_window, parse_multiscales
+from pyramid_core.ngff import Multiscales, parse_multiscales
 from tests.hostile import broken, changes, json_values
 from tests.images import write_base
 from tests.stories import Array, document, noise

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -137,17 +138,61 @@ def test_ctrl_c_at_a_terminal_ends_the_script_and_its_server_in_seconds(
 
 @pytest.mark.service
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+    ("number", "status", "seconds"),
+    [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2), (signal.SIGTERM, 143, 300)],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM in a long block"],
 )
 def test_the_script_stops_when_it_is_told_to_and_can_be_gone_on_with(
-    tmp_path: Path, service: Service, number: signal.Signals, status: int
+    tmp_path: Path, service: Service, number: signal.Signals, status: int, seconds: int
 ) -> None:
-    """It ends with the status of the signal, the target is let go and says that it is unfinished."""
-    target, process = slow_build(tmp_path, service.environment)
-    until(lambda: (target / "1").is_dir() and chunk_files(target / "1"), "it builds")
+    """In seconds, also where a block takes minutes, as of one large chunk in a codec; one last line, and the target says that it is unfinished."""
+    slow = {**service.environment, "SABOTEUR_SECONDS": str(seconds)}
+    target, process = slow_build(tmp_path, slow)
+    is_written = (target / "1" / "c").is_dir if seconds == 2 else (target / "1").is_dir
+    until(is_written, "it builds")
+    time.sleep(1)  # blocks have begun
     process.send_signal(number)
-    _, told = process.communicate(timeout=180)  # in seconds, but for a busy machine
+    begin = time.monotonic()
+    _, told = process.communicate(timeout=180)
+    assert time.monotonic() - begin < 10  # 5, but for a busy machine
     assert process.returncode == status, told
-    assert "run the same again to go on" in told
+    assert "Traceback" not in told
+    assert told.count("run the same again to go on") == 1
     assert attributes(target)["zarr-pyramid-flow"]["state"] == "building"
-    assert not (target.parent / ".a.zarr.lock").exists()
+    if seconds == 2:  # else it was ended in the middle, and the system frees its lock
+        assert not (target.parent / ".a.zarr.lock").exists()
+
+
+@pytest.mark.flow
+def test_the_server_of_a_run_that_is_killed_ends_by_itself(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Kill -9 leaves no server behind, which would hold its port and its database for ever."""
+    hold = "import time; from flows import server; server.start(); print('up'); time.sleep(600)"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", hold], cwd=tmp_path / "work", env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        assert len(pids_of(str(tmp_path / "home"))) == 2
+        process.kill()
+    until(lambda: not pids_of(str(tmp_path / "home")), "the server is gone")
+
+
+def test_a_server_that_does_not_come_up_is_told_of(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Its own words, one last line of ours that says what to do, status 1, and nothing written."""
+    nowhere = "sqlite+aiosqlite:////nowhere/a.db"
+    broken = {**environment, "PREFECT_SERVER_DATABASE_CONNECTION_URL": nowhere}
+    done = subprocess.run(
+        SCRIPT, cwd=tmp_path / "work", env=broken, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "pyramid.py: the Prefect server of this run ended before it was ready; what it says of "
+        "that is above; name one that runs by PREFECT_API_URL, or use pyramid build, which needs "
+        "none"
+    )
+    assert list((tmp_path / "work").iterdir()) == []

@@ -20,7 +20,7 @@ if "PREFECT__FLOW_RUN_ID" in os.environ:
     def build_block(job: Any, index: Any, present: Any) -> Any:
         """Build a block slowly, or fail at level 1, as long as the file that says so is there."""
         if _brake and Path(_brake).exists():
-            time.sleep(2)
+            time.sleep(float(os.environ.get("SABOTEUR_SECONDS", "2")))
         result = _real(job, index, present)
         if _fault and job.level.path == "1" and Path(_fault).exists():
             kind = Path(_fault).read_text()
