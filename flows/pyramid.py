@@ -29,6 +29,7 @@ from prefect.settings import PREFECT_API_URL
 from flows import reports, tasks
 from flows.form import takes
 from flows.limits import check_runs, limits, when_free
+from flows.stops import ended_in_time
 from pyramid_core.answers import summary
 from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
 from pyramid_core.errors import PyramidError, RequestError, printable
@@ -63,7 +64,8 @@ def build_pyramid(**parameters: Any) -> BuildResult | State:
     logging.getLogger("pyramid_core").setLevel(logging.INFO)
     try:
         check_runs()
-        return _build(parse_params(parameters))
+        with ended_in_time():
+            return _build(parse_params(parameters))
     except PyramidError as error:
         return tasks.failed(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +19,7 @@ from prefect import flow, runtime, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -33,6 +36,7 @@ from pyramid_core.errors import LocationError, PyramidError, RequestError, Targe
 from pyramid_core.inbox import Found, find_images
 from pyramid_core.owner import own
 from pyramid_core.params import PyramidParams, SweepParams, parse_sweep_params
+from pyramid_core.reader import open_image
 from pyramid_core.stores import shown, split
 
 log = logging.getLogger("pyramid_core.flows")
@@ -185,12 +189,13 @@ def _asked_now(params: SweepParams, image: Found) -> PyramidParams | Outcome:
     if image.state == "new":
         resumed = {"existing": "resume"} if asked.existing == "replace" else {}
         return asked.model_copy(update=resumed)
-    target = image.target or image.source
     try:
-        with own(target):
+        # In place, a base without document of another name than 0 is told of as an array.
+        group = image.source if image.target else open_image(image.source).info.location
+        with own(image.target or group):
             pass
         outbox = None if image.target is None else split(image.target)[0]
-        (now, *_) = find_images(image.source, outbox, compare_objects=params.compare_objects)
+        (now, *_) = find_images(group, outbox, compare_objects=params.compare_objects)
     except TargetBusyError as error:
         return _outcome(image, "busy", str(error))
     except (PyramidError, OSError):
@@ -212,16 +217,18 @@ def _check_deployment(name: str) -> None:
 def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome]:
     """Let a deployment build each image, on the machines of its work pool; wait for all."""
     runs: dict[UUID, Found] = {}
+    ours: set[UUID] = set()
     start = time.perf_counter()
-    with _cancelled_with_us(runs):
+    with _cancelled_with_us(runs, ours):
         for image in images:
             asked = _asked_now(params, image)
             if isinstance(asked, Outcome):
                 yield asked
                 continue
-            given = _filled_in(asked.model_dump())
-            run: Any = run_deployment(str(params.deployment), parameters=given, timeout=0)
-            runs[run.id] = image
+            number, is_ours = _run_of(str(params.deployment), asked)
+            runs[number] = image
+            if is_ours:
+                ours.add(number)
         while runs:
             for number in list(runs):
                 state = _state(number)
@@ -232,6 +239,26 @@ def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome
                     yield _outcome(runs.pop(number), outcome, note, seconds)
             if runs:
                 time.sleep(POLL_SECONDS)
+
+
+def _run_of(deployment: str, asked: PyramidParams) -> tuple[UUID, bool]:
+    """Return the run that builds an image, and whether we made it: another sweep may have.
+
+    The runs of an image are numbered by their keys, of which the server takes each but once.
+    """
+    image = sha256(f"{deployment} {asked.source} {asked.target}".encode()).hexdigest()
+    for number in itertools.count():
+        key = f"{image}-{number}"
+        named = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+        with get_client(sync_client=True) as client:
+            made = client.read_flow_runs(flow_run_filter=named)
+        if not made:
+            given = _filled_in(asked.model_dump())
+            run: Any = run_deployment(deployment, parameters=given, timeout=0, idempotency_key=key)
+            return run.id, True
+        if made[0].state is None or not made[0].state.is_final():
+            return made[0].id, False
+    raise AssertionError  # numbers do not end
 
 
 def _filled_in(asked: dict[str, Any]) -> dict[str, Any]:
@@ -246,13 +273,13 @@ def _state(run: UUID) -> State | None:
 
 
 @contextmanager
-def _cancelled_with_us(runs: dict[UUID, Found]) -> Iterator[None]:
-    """Cancel the runs that have not ended, if this one is stopped."""
+def _cancelled_with_us(runs: dict[UUID, Found], ours: set[UUID]) -> Iterator[None]:
+    """Cancel the runs that we made and that have not ended, if this one is stopped."""
     try:
         yield
     except BaseException:
         with get_client(sync_client=True) as client:
-            for number in runs:
+            for number in ours & runs.keys():
                 client.set_flow_run_state(number, Cancelling(message="its sweep was stopped"))
         raise
 

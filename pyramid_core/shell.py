@@ -119,11 +119,16 @@ def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
     for each in _SIGNALS:
         if signal.getsignal(each) == _stop_then_end:
             signal.signal(each, _end)
-    # Not called off when the work has ended: a thread in a codec holds up Python's own end too.
-    timer = threading.Timer(GRACE_SECONDS, _end_saying, (_said_of(number), number))
+    end_later(number)  # and not called off: a thread in a codec holds up Python's own end too
+    _stop(number, frame)
+
+
+def end_later(number: int, seconds: float = GRACE_SECONDS) -> threading.Timer:
+    """End this process so long after a signal, whatever still runs then."""
+    timer = threading.Timer(seconds, _end_saying, (_said_of(number), number))
     timer.daemon = True
     timer.start()
-    _stop(number, frame)
+    return timer
 
 
 def _end(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form

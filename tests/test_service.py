@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pyramid_core.owner import own
 from tests.service import ROOT, Service, kill_group, pids_of, until
 from tests.stories import attributes, build, chunk_files, noise, paths, tree, write_image
 
@@ -219,6 +220,27 @@ def test_a_run_whose_process_is_killed_is_picked_up_once_without_a_person(
     assert states.count("AwaitingRetry") <= states.count("Crashed"), states
 
 
+def test_a_cancelled_run_that_is_told_to_have_crashed_is_not_picked_up(
+    service: Service, image: Path, running: list[str]
+) -> None:
+    """Prefect may tell first of a crash and seconds later of the cancel; of another, only the first."""
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2199-01-01T00:00:00Z"}}
+    number = service.deployment("pyramid/pyramid")["id"]
+    cancelled, crashed = (
+        service.call("POST", f"deployments/{number}/create_flow_run",
+                     parameters={"source": str(image)}, state=later)["id"]
+        for _ in range(2)
+    )  # fmt: skip
+    running += [cancelled, crashed]
+    for run in (cancelled, crashed):
+        service.set_state(run, "RUNNING")
+        service.set_state(run, "CRASHED")
+    service.set_state(cancelled, "CANCELLED")
+    until(lambda: "AwaitingRetry" in service.states(crashed), "the other is picked up")
+    time.sleep(3)
+    assert service.states(cancelled)[-2:] == ["Crashed", "Cancelled"]
+
+
 def test_two_runs_on_one_image_wait_for_each_other(
     service: Service, image: Path, expected: dict[str, str], running: list[str], brake: Path
 ) -> None:
@@ -354,7 +376,27 @@ def test_a_cancel_reaches_processes_of_dask_and_the_image_of_a_sweep(
     until(lambda: service.state(run) == "CANCELLED", "it is cancelled")
     until(lambda: not pids_of(run), "no process is left")
     assert attributes(image)["zarr-pyramid-flow"]["state"] == "building"
-    assert not (image.parent / ".scan.zarr.lock").exists()
+    with own(str(image)):  # which is refused while another holds it
+        pass
+
+
+@pytest.mark.parametrize("dask_address", ["", "local"])
+def test_a_cancel_waits_for_no_codec(
+    service: Service, image: Path, running: list[str], brake: Path, dask_address: str
+) -> None:
+    """In the midst of blocks that take minutes it is all over within 15 s, and a retry goes on."""
+    asked = {**FORM, **SMALL, "source": str(image), "dask_address": dask_address, "workers": 2}
+    run = service.submit(asked, **sabotaged(stuck=brake))
+    running.append(run)
+    until(brake.with_suffix(".met").exists, "blocks are begun")
+    service.set_state(run, "CANCELLING")
+    until(lambda: not pids_of(run), "no process is left", 15)
+    until(lambda: service.state(run) == "CANCELLED", "it is cancelled")
+    assert service.tasks(run)["scan level 1"] == "CRASHED"
+    assert attributes(image)["zarr-pyramid-flow"]["state"] == "building"
+    brake.unlink()
+    build(image, verify="sample", **SMALL)
+    assert len(paths(image)) == 4
 
 
 def test_dask_processes_build_what_threads_build(

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,37 @@ def test_what_another_sweep_builds_just_now_is_told_as_busy(inbox: Path) -> None
     assert subflows(inbox) == []
 
 
+@pytest.mark.parametrize("now", ["built", "finished"])
+def test_the_guard_of_a_bare_array_in_place_is_that_of_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
+) -> None:
+    """A base called raw, in a group without document: its build, by another, is busy or finished."""
+    group = tmp_path / "inbox" / "scan.zarr"
+    zarr.create_group(group).create_array("raw", data=VOXELS, chunks=(16, 16))
+    asked = PyramidParams(source=str(group / "raw"), edges="partial", **ASKED)
+    prepare(plan_pyramid(open_image(asked.source).info, asked))
+    (found,) = find_images(str(group.parent))
+    assert (found.source, found.state) == (str(group / "raw"), "unfinished")
+    if now == "built":
+        with own(str(group)):
+            state = sweep(group.parent)
+        assert became(state, group.parent) == {"scan.zarr/raw": "busy"}
+        assert subflows(group.parent) == []
+        return
+    build_pyramid(asked)
+    before = identities(tmp_path)
+    monkeypatch.setattr("flows.sweep.find_images", looked_before([found], find_images))
+    state = sweep(group.parent)
+    assert became(state, group.parent) == {"scan.zarr/raw": "finished"}
+    assert identities(tmp_path) == before
+
+
+def looked_before(first: list[Found], then: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a look through an inbox that tells what was so a moment ago, and then what is."""
+    told = [first]
+    return lambda *asked, **more: told.pop() if told else then(*asked, **more)
+
+
 def test_the_pyramid_of_another_program_is_left_alone(inbox: Path) -> None:
     """An image whose document is not ours and names several levels is passed over, untouched."""
     source = image(inbox / "b.zarr")
@@ -541,11 +573,42 @@ def test_a_deployment_builds_the_images_of_a_sweep(
     assert not (tmp_path / "outbox").exists()
 
 
+def test_two_sweeps_at_once_hand_an_image_over_once(
+    inbox: Path, tmp_path: Path, deployment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both wait for one run; where that has failed, the next sweep makes another."""
+    waiting: set[int] = set()
+
+    def state(run: Any, real: Any = module._state) -> Any:
+        waiting.add(threading.get_ident())
+        return real(run)
+
+    def work() -> None:
+        with get_client(sync_client=True) as client:
+            for run in handed(deployment) if len(waiting) >= 2 else ():
+                if run.state.is_scheduled():
+                    client.set_flow_run_state(run.id, Failed(message="full"), force=True)
+
+    monkeypatch.setattr(module, "_state", state)
+    before = len(handed(deployment))
+    with meanwhile(work), ThreadPoolExecutor(2) as threads:
+        again = [
+            threads.submit(sweep, inbox, tmp_path / "out", deployment="pyramid/handed")
+            for _ in range(2)
+        ]
+        assert [became(each.result(), inbox) for each in again] == [{"day 1/a.zarr": "failed"}] * 2
+        assert len(handed(deployment)) == before + 1
+        sweep(inbox, tmp_path / "out", deployment="pyramid/handed")
+    assert len(handed(deployment)) == before + 2
+
+
 def test_a_sweep_that_is_stopped_cancels_what_it_handed_over(
     inbox: Path, deployment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its runs would go on else, on machines that nobody looks at; those that ended are left."""
+    """Its runs would go on else, on machines that nobody looks at; that of another sweep does."""
     image(inbox / "b.zarr")
+    image(inbox / "c.zarr")
+    other, _ = module._run_of("pyramid/handed", PyramidParams(source=str(inbox / "c.zarr")))
     before = {run.id for run in handed(deployment)}
 
     def stop(_: Any) -> None:
@@ -558,6 +621,7 @@ def test_a_sweep_that_is_stopped_cancels_what_it_handed_over(
         sweep(inbox, deployment="pyramid/handed")
     states = [run.state.type.value for run in handed(deployment) if run.id not in before]
     assert states == ["CANCELLED", "CANCELLED"]
+    assert [run.state.type.value for run in handed(deployment) if run.id == other] == ["SCHEDULED"]
 
 
 def test_a_deployment_that_is_not_there_is_said_before_anything_is_done(inbox: Path) -> None:
