@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 from typing import Any
 
 import flows  # noqa: F401 - sets what Prefect reads when it is imported
+from pyramid_core.start import leave_ctrl_c, mind_ctrl_c
 
 if __name__ == "__main__":
-
-    def _end(*_: object) -> None:
-        """End in one line, while nothing is done but the imports below, which take seconds."""
-        os.write(2, b"pyramid.py: stopped by Ctrl-C; run the same again to go on\n")
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, _end)
+    mind_ctrl_c("pyramid.py")  # the imports below take seconds
 
 # isort: split
 from prefect import flow, runtime
@@ -151,5 +144,5 @@ def _helps(record: logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the command minds it from here on
+    leave_ctrl_c()  # the command minds it from here on
     sys.exit(main())

@@ -78,6 +78,7 @@ FLOORS = (
     "progress",
     "answers",
     "cli",
+    "start",
 )
 """The modules of pyramid_core; each may import those before it, and no other."""
 
