@@ -197,7 +197,7 @@ def report(result: BuildResult, picture: bytes | None = None) -> str:
             f"`{place}` is an OME-Zarr {plan.ngff_version} image of {len(plan.levels)} levels.",
             f"{result.blocks_built:,} blocks were built{found} in {result.seconds:.1f} s; "
             f"{human(plan.cost.bytes_written)} before compression.",
-            f"Its source: {_source(plan)}.",
+            f"Its source: {_source(result)}.",
             *(["", f"![{plain(plan.source.name)}]({_url(picture)})"] if picture else []),
             *("\n## Verification", result.verdict),
             *("\n## Levels", "", *_table(result)),
@@ -207,10 +207,11 @@ def report(result: BuildResult, picture: bytes | None = None) -> str:
     )
 
 
-def _source(plan: PyramidPlan) -> str:
-    """Return how the source looks now, as the record of the build says how it looked then."""
+def _source(result: BuildResult) -> str:
+    """Return how the source looked to the gate, or looks now: not to list it once more for this."""
     try:
-        look = look_at(plan.source)
+        look = result.verification and result.verification.source
+        look = look or look_at(result.plan.source)
     except (PyramidError, OSError) as error:
         return f"could not be looked at again ({plain(error)})"
     return ", ".join(f"{name} {value}" for name, value in look.items())

@@ -63,6 +63,8 @@ class Verification:
     """Blocks in all."""
     decoded: int = 0
     """Stored objects that were only decoded, for nobody knows what they should hold."""
+    source: dict[str, Any] | None = None
+    """How the source looked when the gate compared it with the record of the build, if it did."""
 
     @property
     def ok(self) -> bool:
@@ -98,11 +100,13 @@ def gate(plan: PyramidPlan, workers: Executor) -> Verification:
         blocks = sum(map(count_blocks, plan.images))
         return Verification(plan.target, "none", (), (), 0, blocks)
     findings: list[Finding] = []
+    looks: list[dict[str, Any]] = []
     for image in plan.images:
         storage, attributes = open_storage(image.target), finished_attributes(image)
         found, _, _ = audit(storage, attributes, base_has_names=not image.in_place)
         findings += found
-        if changed := changes_between(_recorded_source(image), look_at(image.source)):
+        looks.append(look_at(image.source))
+        if changed := changes_between(_recorded_source(image), looks[-1]):
             message = f"the source has changed while the image was built ({changed})"
             findings.append(Finding("error", "", message))
     voxels = [check_voxels(image, plan.verify, workers) for image in plan.images]
@@ -113,7 +117,7 @@ def gate(plan: PyramidPlan, workers: Executor) -> Verification:
             remove_wrong(part)
         msg = f"the gate found the image to be wrong, so it is not published:\n{verification}"
         raise DefectError(msg)
-    return verification
+    return replace(verification, source=looks[0])  # the image's own, before its labels'
 
 
 def still_to_build(plan: PyramidPlan, workers: Executor) -> PyramidPlan | None:
