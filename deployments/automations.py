@@ -27,8 +27,16 @@ HEARTBEAT_SECONDS = 60
 """How often a run is heard of; PREFECT_FLOWS_HEARTBEAT_FREQUENCY in deployments/prefect.yaml."""
 
 
-def automations(within: timedelta) -> list[Automation]:
-    """Return both automations; *within* is how long a run may be silent."""
+MOVED_ON = ["AwaitingRetry", "Running", "Cancelling", "Cancelled"]
+"""The states after a crash in which a run is no longer to be begun again."""
+
+CALM_SECONDS = 30.0
+"""How long a run stays crashed before it is begun again. Of one that is cancelled Prefect may tell
+that it crashed and, up to nine seconds later on a busy machine, that it was cancelled."""
+
+
+def automations(within: timedelta, calm: timedelta) -> list[Automation]:
+    """Return both; *within* is how long a run may be silent, *calm* how long it stays crashed."""
     runs = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
     ours = ResourceSpecification(
         {"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS}
@@ -62,13 +70,13 @@ def automations(within: timedelta) -> list[Automation]:
         # Begun again at each, it would run twice.
         trigger=EventTrigger(
             after={"prefect.flow-run.Crashed"},
-            expect={"prefect.flow-run.AwaitingRetry", "prefect.flow-run.Running"},
+            expect={f"prefect.flow-run.{name}" for name in MOVED_ON},
             match=runs,
             match_related=[ours, deployed],
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=10),
+            within=calm,
         ),
         actions=[
             ChangeFlowRunState(
@@ -101,7 +109,10 @@ def main() -> None:
     )
     parser.add_argument("--within", type=float, default=3 * HEARTBEAT_SECONDS, metavar="SECONDS",
                         help="how long a run may be silent [%(default)s]")  # fmt: skip
-    for automation in automations(timedelta(seconds=parser.parse_args().within)):
+    parser.add_argument("--calm", type=float, default=CALM_SECONDS, metavar="SECONDS",
+                        help="how long a crashed run is left alone [%(default)s]")  # fmt: skip
+    given = parser.parse_args()
+    for automation in automations(timedelta(seconds=given.within), timedelta(seconds=given.calm)):
         apply(automation)
         print(automation.name)
 

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 from typing import Any
 
 import flows  # noqa: F401 - sets what Prefect reads when it is imported
+from pyramid_core.start import leave_ctrl_c, mind_ctrl_c
 
 if __name__ == "__main__":
-
-    def _end(*_: object) -> None:
-        """End in one line, while nothing is done but the imports below, which take seconds."""
-        os.write(2, b"pyramid.py: stopped by Ctrl-C; run the same again to go on\n")
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, _end)
+    mind_ctrl_c("pyramid.py")  # the imports below take seconds
 
 # isort: split
 from prefect import flow, runtime
@@ -29,6 +22,7 @@ from prefect.settings import PREFECT_API_URL
 from flows import reports, server, tasks
 from flows.form import takes
 from flows.limits import check_runs, limits, when_free
+from flows.stops import ended_in_time
 from pyramid_core.answers import summary
 from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
 from pyramid_core.errors import PyramidError, RequestError, printable
@@ -37,7 +31,7 @@ from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.preview import write_preview
 from pyramid_core.progress import is_news
 from pyramid_core.report import write_report
-from pyramid_core.shell import DONE, USUAL, guarded, in_haste, signal_behind, silent_libraries
+from pyramid_core.shell import DONE, USUAL, guarded, signal_behind, silent_libraries
 from pyramid_core.stores import shown
 
 DEMO = {"source": "data/phantom.zarr", "test_image": "blobs"}
@@ -61,7 +55,7 @@ def build_pyramid(**parameters: Any) -> BuildResult | State:
     logging.getLogger("pyramid_core").setLevel(logging.INFO)
     try:
         check_runs()
-        with in_haste():
+        with ended_in_time():
             return _build(parse_params(parameters))
     except PyramidError as error:
         return tasks.failed(error)
@@ -139,5 +133,5 @@ def _helps(record: logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the command minds it from here on
+    leave_ctrl_c()  # the command minds it from here on
     sys.exit(main())

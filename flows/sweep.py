@@ -19,6 +19,7 @@ from prefect import flow, runtime, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -248,20 +249,31 @@ def _hand_over(params: SweepParams, images: Iterable[Found]) -> Iterator[Outcome
 def _run_for(deployment: str, image: Found, asked: PyramidParams) -> FlowRun:
     """Return the run that builds an image as it is now: of another sweep, if one is on its way.
 
-    Prefect makes one run per key, whoever asks; what has ended without the image being there is
-    asked for anew.
+    The server takes a key but once, whoever asks. What has ended without the image being there is
+    asked for anew, by the next number.
     """
-    given = _filled_in(asked.model_dump())
     said = repr((deployment, image.source, image.target, _change(image)))
-    key = hashlib.sha256(said.encode()).hexdigest()
-    tags = [_OURS.format(runtime.flow_run.id)]
-    for attempt in itertools.count():
-        run: Any = run_deployment(
-            deployment, parameters=given, timeout=0, tags=tags, idempotency_key=f"{key} {attempt}"
-        )
-        if run.state is None or not run.state.is_final():
-            break
-    return cast(FlowRun, run)
+    digest = hashlib.sha256(said.encode()).hexdigest()
+    keys = (f"{digest}-{number}" for number in itertools.count())
+    key, run = next((key, run) for key in keys if not _has_ended(run := _run_of(key)))
+    made: Any = run or run_deployment(
+        deployment,
+        parameters=_filled_in(asked.model_dump()),
+        timeout=0,
+        tags=[_OURS.format(runtime.flow_run.id)],
+        idempotency_key=key,
+    )
+    return cast("FlowRun", made)
+
+
+def _run_of(key: str) -> FlowRun | None:
+    named = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+    with get_client(sync_client=True) as client:
+        return next(iter(client.read_flow_runs(flow_run_filter=named)), None)
+
+
+def _has_ended(run: FlowRun | None) -> bool:
+    return run is not None and run.state is not None and run.state.is_final()
 
 
 def _filled_in(asked: dict[str, Any]) -> dict[str, Any]:

@@ -13,16 +13,19 @@ from pyramid_core.errors import RequestError
 from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.shell import QUIET, USUAL, VERBOSE, WRONG
 
-_WIDEST = 100
-"""Columns of help; longer lines are hard to read."""
+_WIDEST, _NARROW = 100, 79
+"""Columns of help: longer lines are hard to read, and the brief one fits on the usual terminal."""
+
+_COLUMN = 26
+"""Where the texts begin."""
 
 
 class _Layout(argparse.RawDescriptionHelpFormatter):
     """Help with examples as they are written, and lists shown once."""
 
     def __init__(self, prog: str, **options: Any) -> None:
-        width = min(_WIDEST, shutil.get_terminal_size().columns - 2)
-        super().__init__(prog, **{"max_help_position": 26, "width": width, **options})
+        width = min(_WIDEST, shutil.get_terminal_size().columns - 1)
+        super().__init__(prog, **{"max_help_position": _COLUMN, "width": width, **options})
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         is_list = action.nargs == "+" and isinstance(action.metavar, str)
@@ -40,30 +43,28 @@ class _Help(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         for action in parser._actions if option_string == "-h" else ():
-            _make_brief(action)
+            action.help = _first_clause(action.help or "")
+            if str(action.metavar).startswith("{"):  # the choices alone, in one line
+                default = action.help.rpartition(" [")[1:]
+                action.help = str(action.metavar)[1:-1].replace(",", ", ") + "".join(default)
+                action.metavar = action.dest.rpartition("_")[2].upper()
         parser.print_help()
         parser.exit()
-
-
-def _make_brief(action: argparse.Action) -> None:
-    """Let an option take one line, mostly: its choices beside what it does, not below its name."""
-    said = _first_clause(action.help or "")
-    if isinstance(action.metavar, str) and action.metavar.startswith("{"):
-        text, bracket, default = said.partition(" [")
-        said = f"{text} ({action.metavar.strip('{}').replace(',', '|')}){bracket}{default}"
-        action.metavar = "WORD"
-    # The usage names it already.
-    action.help = argparse.SUPPRESS if action.dest == "source_" else said
 
 
 def _first_clause(text: str) -> str:
     """Return the beginning of a help that can stand alone, with the default at its end.
 
-    >>> _first_clause("What happens there: trim drops it. And more. [exact]")
-    'What happens there [exact]'
+    >>> _first_clause("What happens there, like so: trim drops it. And more. [exact]")
+    'What happens there, like so [exact]'
+    >>> _first_clause("Location of the image, like /data/scan.zarr or s3://bucket/scan.zarr")
+    'Location of the image'
     """
     said, bracket, default = text.partition(" [")
-    return re.split(r"[:.;](?=\s|$)", said)[0] + bracket + default
+    said = re.split(r"[:.;](?=\s|$)", said)[0]
+    if len(said + bracket + default) > _NARROW - _COLUMN:
+        said = said.partition(", like ")[0]
+    return said + bracket + default
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,7 +84,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_params(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field of ``PyramidParams``; the texts are those of the fields."""
-    parser.add_argument("source_", nargs="?", metavar="SOURCE", help="same as --source")
+    parser.add_argument("source_", nargs="?", metavar="SOURCE", help=argparse.SUPPRESS)
     for name, field in PyramidParams.model_fields.items():
         default = "" if field.is_required() or field.default in (None, "", []) else field.default
         text = ",".join(map(str, default)) if isinstance(default, list) else str(default)

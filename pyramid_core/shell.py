@@ -46,6 +46,9 @@ _last_word = threading.Lock()
 _hasty = threading.Event()
 """Set while a command runs whose process is ours to end."""
 
+before_end: list[Callable[[], object]] = []
+"""What is done before a process is ended in the middle: telling a server of it, say."""
+
 
 def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
     """Run a command; turn what goes wrong into one message and an exit status.
@@ -95,27 +98,9 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def in_haste() -> Iterator[None]:
-    """Have a handler of SIGTERM that is not ours end a hasty command as soon as ours does.
-
-    Prefect sets one for the time of a flow, which unwinds, and so waits for the blocks in flight.
-    """
-    theirs = signal.getsignal(signal.SIGTERM)
-    if not _hasty.is_set() or not callable(theirs):
-        yield
-        return
-
-    def stop_then_end(number: int, frame: types.FrameType | None) -> None:
-        signal.signal(number, _end)
-        _hurry(number)
-        theirs(number, frame)
-
-    signal.signal(signal.SIGTERM, stop_then_end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, theirs)
+def is_hasty() -> bool:
+    """Return whether a command runs whose process is ours to end."""
+    return _hasty.is_set()
 
 
 def signal_behind(error: BaseException | None) -> int:
@@ -142,26 +127,34 @@ def _stop(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 -
 
 
 def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
-    _hurry(number)
+    hurry(number)
     _stop(number, frame)
 
 
-def _hurry(number: int) -> None:
+def hurry(number: int) -> None:
+    """End this process soon after a first signal, whatever still runs; at a second, at once."""
     for each in _SIGNALS:
         if signal.getsignal(each) == _stop_then_end:
-            signal.signal(each, _end)
-    # Not called off when the work has ended: a thread in a codec holds up Python's own end too.
-    timer = threading.Timer(GRACE_SECONDS, _end_saying, (_said_of(number), number))
+            signal.signal(each, end_at_once)
+    end_later(number)  # and not called off: a thread in a codec holds up Python's own end too
+
+
+def end_later(number: int, seconds: float = GRACE_SECONDS) -> threading.Timer:
+    """End this process so long after a signal, whatever still runs then."""
+    timer = threading.Timer(seconds, _end_saying, (_said_of(number), number))
     timer.daemon = True
     timer.start()
+    return timer
 
 
-def _end(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
-    """End at once, at the second signal; as after a kill, what is there is whole."""
+def end_at_once(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - signal's form
+    """End at the second signal; as after a kill, what is there is whole."""
     _end_saying("ended at once; run the same again to go on", number)
 
 
 def _end_saying(said: str, number: int) -> None:
+    for do in before_end:
+        do()
     _say_last(f"pyramid: {said}")
     os._exit(128 + number)
 

@@ -226,8 +226,8 @@ def running_service(home: Path) -> Iterator[Service]:
             elif words[0] == "prefect":
                 service.run(*PREFECT, *words[1:])
             else:
-                # A shorter silence than three heartbeats, so that the tests need not wait as long.
-                service.run(sys.executable, *words[1:], "--within", "45")
+                # Shorter than three heartbeats, and than usual, so that tests need not wait as long.
+                service.run(sys.executable, *words[1:], "--within", "45", "--calm", "12")
         yield service
     finally:
         kill_group(service.worker, signal.SIGTERM)

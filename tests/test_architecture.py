@@ -78,7 +78,7 @@ FLOORS = (
     "progress",
     "answers",
     "cli",
-    "command",
+    "start",
 )
 """The modules of pyramid_core; each may import those before it, and no other."""
 

@@ -19,6 +19,7 @@ from pyramid_core.grid import times
 from pyramid_core.params import PyramidParams
 from tests.service import Service
 from tests.stories import assert_pyramid, noise, paths, read, tree, write_image
+from tests.test_service import FORM, SMALL, built, found_finished, sabotaged
 
 pytestmark = [
     pytest.mark.service,
@@ -274,3 +275,28 @@ def test_what_the_form_cannot_know_the_page_of_the_run_says(
     page.get_by_role("tab", name="Task Runs").click()
     expect(page.get_by_role("tabpanel")).to_contain_text(f"validate {source}")
     assert tree(source) == given
+
+
+def test_retry_on_the_page_of_a_failed_run_goes_on_where_it_was(
+    page: Page, service: Service, tmp_path: Path
+) -> None:
+    """Clicked as a person does, in the menu of the run; once the fault is gone it does what is missing."""
+    source = write_image(tmp_path / "scan.zarr", noise((64, 64, 64)), (8, 8, 8))
+    fault = tmp_path / "fault"
+    fault.write_text("staying")
+    asked = {**FORM, **SMALL, "source": str(source), "workers": 1}
+    run = service.submit(asked, **sabotaged(fault=fault))
+    page.goto(f"{service.url.removesuffix('api')}v2/runs/flow-run/{run}")
+    assert ended(page) == "Failed"
+    before = built(source)
+    fault.unlink()
+    page.locator("main button[aria-haspopup=menu]").first.click()
+    page.get_by_role("menuitem", name="Retry").click()
+    asks = page.get_by_role("dialog").or_(page.get_by_role("alertdialog"))
+    expect(asks).to_contain_text("AwaitingRetry")
+    asks.get_by_role("button", name="Retry").click()
+    badge = page.locator("main [data-slot=badge]").filter(has_text=re.compile("^Completed$"))
+    badge.first.wait_for(timeout=RUN)
+    assert service.flow_run(run)["run_count"] == 2
+    assert found_finished(service.logs(run)) == before > 0
+    assert len(paths(source)) == 4

@@ -200,8 +200,8 @@ def test_colours_are_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     ("words", "most"),
     [
         ([], 24),
-        (["plan"], 48),
-        (["build"], 48),
+        (["plan"], 40),
+        (["build"], 40),
         (["verify"], 24),
         (["preview"], 24),
         (["phantom"], 24),
@@ -210,7 +210,7 @@ def test_colours_are_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_help_fits_on_a_screen_and_ends_with_examples(
     words: list[str], most: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In 80 columns; the two commands that take every parameter, on a tall one."""
+    """In 80 columns; 40 lines for the two commands that take every parameter."""
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit, match="0"):
         main([*words, "-h"])

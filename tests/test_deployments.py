@@ -335,14 +335,13 @@ def test_the_automations_look_after_our_flows_after_three_heartbeats(
 
 def test_a_run_that_is_called_crashed_twice_is_begun_again_once() -> None:
     """The runner tells of a kill, and the worker a moment later: begun again at each, it would run twice and rebuild what the first has published."""
-    _, crashed = automations.automations(timedelta(seconds=180))
+    _, crashed = automations.automations(timedelta(seconds=180), timedelta(seconds=30))
     trigger = crashed.trigger
     assert trigger.posture == Posture.Proactive
     assert trigger.after == {"prefect.flow-run.Crashed"}
-    assert trigger.expect == {"prefect.flow-run.AwaitingRetry", "prefect.flow-run.Running"}
-    assert trigger.within >= timedelta(
-        seconds=10
-    )  # Prefect's shortest; the second word comes after 2
+    names = ("AwaitingRetry", "Running", "Cancelling", "Cancelled")
+    assert trigger.expect == {f"prefect.flow-run.{name}" for name in names}
+    assert trigger.within >= timedelta(seconds=10)  # Prefect's shortest; the second comes after 2
 
 
 # --- README.md ---------------------------------------------------------------------------------

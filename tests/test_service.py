@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pyramid_core.owner import own
 from tests.service import ROOT, Service, kill_group, pids_of, until
 from tests.stories import attributes, build, chunk_files, noise, paths, tree, write_image
 
@@ -219,6 +220,27 @@ def test_a_run_whose_process_is_killed_is_picked_up_once_without_a_person(
     assert states.count("AwaitingRetry") <= states.count("Crashed"), states
 
 
+def test_a_cancelled_run_that_is_told_to_have_crashed_is_not_picked_up(
+    service: Service, image: Path, running: list[str]
+) -> None:
+    """Prefect may tell first of a crash and seconds later of the cancel; of another, only the first."""
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2199-01-01T00:00:00Z"}}
+    number = service.deployment("pyramid/pyramid")["id"]
+    cancelled, crashed = (
+        service.call("POST", f"deployments/{number}/create_flow_run",
+                     parameters={"source": str(image)}, state=later)["id"]
+        for _ in range(2)
+    )  # fmt: skip
+    running += [cancelled, crashed]
+    for run in (cancelled, crashed):
+        service.set_state(run, "RUNNING")
+        service.set_state(run, "CRASHED")
+    service.set_state(cancelled, "CANCELLED")
+    until(lambda: "AwaitingRetry" in service.states(crashed), "the other is picked up")
+    time.sleep(3)
+    assert service.states(cancelled)[-2:] == ["Crashed", "Cancelled"]
+
+
 def test_two_runs_on_one_image_wait_for_each_other(
     service: Service, image: Path, expected: dict[str, str], running: list[str], brake: Path
 ) -> None:
@@ -354,7 +376,32 @@ def test_a_cancel_reaches_processes_of_dask_and_the_image_of_a_sweep(
     until(lambda: service.state(run) == "CANCELLED", "it is cancelled")
     until(lambda: not pids_of(run), "no process is left")
     assert attributes(image)["zarr-pyramid-flow"]["state"] == "building"
-    assert not (image.parent / ".scan.zarr.lock").exists()
+    with own(str(image)):  # which is refused while another holds it
+        pass
+
+
+def test_a_cancel_waits_for_no_codec(
+    service: Service, image: Path, tmp_path: Path, running: list[str]
+) -> None:
+    """In the midst of blocks that take minutes, in threads or processes, it is over within 15 s."""
+    stuck: dict[str, Path] = {}
+    for number, dask_address in enumerate(("", "local")):
+        place = Path(shutil.copytree(image, tmp_path / f"{number}.zarr"))
+        mark = tmp_path / f"{number}.stuck"
+        mark.touch()
+        asked = {**FORM, **SMALL, "source": str(place), "dask_address": dask_address, "workers": 2}
+        stuck[service.submit(asked, **sabotaged(stuck=mark))] = place
+    running += stuck
+    until(lambda: len(list(tmp_path.glob("*.met"))) == len(stuck), "blocks of both are begun")
+    for run in stuck:
+        service.set_state(run, "CANCELLING")
+    until(lambda: not any(map(pids_of, stuck)), "no process is left", 15)
+    for run, place in stuck.items():
+        until(lambda run=run: service.state(run) == "CANCELLED", "it is cancelled")  # type: ignore[misc]
+        assert service.tasks(run)[f"{place.stem} level 1"] == "CRASHED"
+        assert attributes(place)["zarr-pyramid-flow"]["state"] == "building"
+        with own(str(place)):  # which is refused while another holds it
+            pass
 
 
 def test_dask_processes_build_what_threads_build(

@@ -26,7 +26,6 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterName,
 )
-from prefect.deployments import run_deployment
 from prefect.states import Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
@@ -283,20 +282,46 @@ def test_what_another_sweep_publishes_meanwhile_is_not_built_again(
     assert identities(tmp_path) == made[0]
 
 
-@pytest.mark.parametrize(("base", "name"), [("0", ""), ("raw", "/raw")])
-def test_what_another_sweep_builds_just_now_is_told_as_busy(
-    tmp_path: Path, base: str, name: str
-) -> None:
-    """What another one goes on with is not built; nor where the array is all that tells of it."""
-    inbox = tmp_path / "inbox"
-    source = image(inbox / "a.zarr")
-    (source / "0").rename(source / base)
-    asked = PyramidParams(source=f"{source}/{base}", edges="partial", **ASKED)
-    prepare(plan_pyramid(open_image(asked.source).info, asked))
+def test_what_another_sweep_builds_just_now_is_told_as_busy(inbox: Path) -> None:
+    """A build that was begun, and that another one goes on with, is not waited for and replaced."""
+    source = inbox / "day 1" / "a.zarr"
+    asked = PyramidParams(source=str(source), edges="partial", **ASKED)
+    prepare(plan_pyramid(open_image(str(source)).info, asked))
     with own(str(source)):
         state = sweep(inbox)
-    assert became(state, inbox) == {f"a.zarr{name}": "busy"}
+    assert became(state, inbox) == {"day 1/a.zarr": "busy"}
     assert subflows(inbox) == []
+
+
+@pytest.mark.parametrize("now", ["built", "finished"])
+def test_the_guard_of_a_bare_array_in_place_is_that_of_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
+) -> None:
+    """A base called raw, in a group without document: its build, by another, is busy or finished."""
+    group = tmp_path / "inbox" / "scan.zarr"
+    zarr.create_group(group).create_array("raw", data=VOXELS, chunks=(16, 16))
+    asked = PyramidParams(source=str(group / "raw"), edges="partial", **ASKED)
+    prepare(plan_pyramid(open_image(asked.source).info, asked))
+    (found,) = find_images(str(group.parent))
+    assert (found.source, found.state) == (str(group / "raw"), "unfinished")
+    if now == "built":
+        with own(str(group)):
+            state = sweep(group.parent)
+        assert became(state, group.parent) == {"scan.zarr/raw": "busy"}
+        assert subflows(group.parent) == []
+        return
+    build_pyramid(asked)
+    before = identities(tmp_path)
+    monkeypatch.setattr("flows.sweep.find_images", looked_before([found], find_images))
+    state = sweep(group.parent)
+    assert became(state, group.parent) == {"scan.zarr/raw": "finished"}
+    assert identities(tmp_path) == before
+
+
+def looked_before(first: list[Found], then: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a look through an inbox that tells what was so a moment ago, and then what is."""
+    told = [first]
+    return lambda *asked, **more: told.pop() if told else then(*asked, **more)
 
 
 def test_the_pyramid_of_another_program_is_left_alone(inbox: Path) -> None:
@@ -551,33 +576,30 @@ def test_a_deployment_builds_the_images_of_a_sweep(
 def test_two_sweeps_hand_over_an_image_once(
     tmp_path: Path, deployment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who comes second waits for the run of the first; only a run that has ended is asked for anew."""
-    inbox, asked = tmp_path / "inbox", list[str]()
+    """Both wait for one run; only where that has ended without the image, another is made."""
+    inbox, waiting = tmp_path / "inbox", set[int]()
     image(inbox / "a.zarr")
     before = {run.id for run in handed(deployment)}
 
-    def hand_over(*given: Any, **more: Any) -> Any:
-        run = run_deployment(*given, **more)
-        asked.append(more["idempotency_key"])
-        return run
+    def state(run: Any, real: Any = module._state) -> Any:
+        waiting.add(threading.get_ident())
+        return real(run)
 
-    def work(ends_after: int, end: Any) -> None:
-        if len(asked) >= ends_after:
-            for run in handed(deployment):
-                if run.state.is_scheduled():
-                    with get_client(sync_client=True) as client:
-                        client.set_flow_run_state(run.id, end, force=True)
+    def work(end: Any) -> None:
+        for run in handed(deployment) if len(waiting) >= 2 else ():
+            if run.state.is_scheduled():
+                with get_client(sync_client=True) as client:
+                    client.set_flow_run_state(run.id, end, force=True)
 
     def swept() -> dict[str, str]:
         return became(sweep(inbox, deployment="pyramid/handed"), inbox)
 
-    monkeypatch.setattr(module, "run_deployment", hand_over)
-    with meanwhile(lambda: work(2, Failed())), ThreadPoolExecutor(2) as two:
+    monkeypatch.setattr(module, "_state", state)
+    with meanwhile(lambda: work(Failed())), ThreadPoolExecutor(2) as two:
         both = [two.submit(contextvars.copy_context().run, swept) for _ in range(2)]
-        first, second = (future.result() for future in both)
-    assert (first, second) == ({"a.zarr": "failed"}, {"a.zarr": "failed"})
-    assert len({run.id for run in handed(deployment)} - before) == len(set(asked)) == 1
-    with meanwhile(lambda: work(3, Completed())):
+        assert [future.result() for future in both] == [{"a.zarr": "failed"}] * 2
+    assert len({run.id for run in handed(deployment)} - before) == 1
+    with meanwhile(lambda: work(Completed())):
         assert swept() == {"a.zarr": "built"}
     assert len({run.id for run in handed(deployment)} - before) == 2
 
@@ -585,8 +607,11 @@ def test_two_sweeps_hand_over_an_image_once(
 def test_a_sweep_that_is_stopped_cancels_what_it_handed_over(
     inbox: Path, deployment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its runs would go on else, on machines that nobody looks at; those that ended are left."""
+    """Its runs would go on else, on machines that nobody looks at; that of another sweep does."""
     image(inbox / "b.zarr")
+    image(inbox / "c.zarr")
+    third = Found(str(inbox / "c.zarr"), None, "new", "")
+    other = module._run_for("pyramid/handed", third, PyramidParams(source=third.source)).id
     before = {run.id for run in handed(deployment)}
 
     def stop(_: Any) -> None:
@@ -599,6 +624,7 @@ def test_a_sweep_that_is_stopped_cancels_what_it_handed_over(
         sweep(inbox, deployment="pyramid/handed")
     states = [run.state.type.value for run in handed(deployment) if run.id not in before]
     assert states == ["CANCELLED", "CANCELLED"]
+    assert [run.state.type.value for run in handed(deployment) if run.id == other] == ["SCHEDULED"]
 
 
 def test_a_deployment_that_is_not_there_is_said_before_anything_is_done(inbox: Path) -> None:
