@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -91,8 +92,16 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
         return _stopped(name, stopped.args[0])
     finally:
         _hasty.clear()
+        if hasty:
+            atexit.register(_hush)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _hush() -> None:
+    """Keep from the terminal what is told of reads that zarr left behind, at a damaged chunk."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
 
 
 @contextlib.contextmanager
