@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -102,6 +103,7 @@ def _hush() -> None:
     """Keep from the terminal what is told of reads that zarr left behind, at a damaged chunk."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = lambda _: None
+    warnings.simplefilter("ignore")
 
 
 @contextlib.contextmanager
