@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -94,6 +96,8 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
         return _stopped(name, stopped.args[0])
     finally:
         _hasty.clear()
+        if hasty:
+            atexit.register(_hush)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -101,6 +105,13 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
 def is_hasty() -> bool:
     """Return whether a command runs whose process is ours to end."""
     return _hasty.is_set()
+
+
+def _hush() -> None:
+    """Keep from the terminal what is told of reads that zarr left behind, at a damaged chunk."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
+    warnings.simplefilter("ignore")
 
 
 def signal_behind(error: BaseException | None) -> int:

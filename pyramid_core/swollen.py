@@ -1,8 +1,8 @@
 """What a stored chunk would expand to, looked up before a decoder takes its word for it.
 
 A kilobyte of zstd or blosc may say that it holds a terabyte: decoders then ask for that much, and
-one of them ends the process where there is not as much. Only files are looked at, outside of
-shards; and what they say, where they are compressed by zstd or blosc alone.
+one of them ends the process where there is not as much. Only files are looked at; outside of shards
+at their size too, and at what they say, where they are compressed by zstd or blosc alone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import stat
 import struct
 from typing import Any
 
@@ -33,33 +34,41 @@ def refuse_swollen(array: Any, *regions: Region) -> None:
         regions: What will be read of it.
 
     Raises:
-        ValueError: If one would expand to much more than a chunk holds.
+        ValueError: If one would expand to much more than a chunk holds, or is no file.
+        OSError: If one cannot be opened.
     """
     store = getattr(getattr(array, "store_path", None), "store", None)
     root = str(getattr(store, "root", ""))
-    if not root or array.shards:
+    if not root:
         return
-    codec = _codec(array)
+    codec = "" if array.shards else _codec(array)
     whole = math.prod(array.chunks) * array.dtype.itemsize
-    grid, folder = Grid(array.shape, array.chunks), f"{root}/{array.store_path.path}"
+    unit = array.shards or array.chunks
+    grid, folder = Grid(array.shape, unit), f"{root}/{array.store_path.path}"
     key_of = array.metadata.encode_chunk_key
     for index in itertools.chain.from_iterable(map(grid.cells, regions)):
         key = key_of(index)
         path = f"{folder}/{key}"
         try:
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError:
-            continue  # whoever reads it says so
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # nothing is stored there
         try:
-            encoded = os.fstat(file).st_size
-            size = _LOOKS[codec](file, whole + _ROOM) if codec else 0
+            found = os.fstat(file)
+            is_file = stat.S_ISREG(found.st_mode)
+            size = _LOOKS[codec](file, whole + _ROOM) if codec and is_file else 0
         finally:
             os.close(file)
+        if not is_file:
+            msg = f"{key} is no file"  # a device may give bytes for ever
+            raise ValueError(msg)
+        if array.shards:  # are read in parts
+            continue
         if size > whole + _ROOM:
             msg = f"{key} would expand to {size:,} bytes or more, but a chunk holds {whole:,}"
             raise ValueError(msg)
-        if encoded > 2 * whole + _ENVELOPE:
-            msg = f"{key} has {encoded:,} bytes, but a chunk holds {whole:,}"
+        if found.st_size > 2 * whole + _ENVELOPE:
+            msg = f"{key} has {found.st_size:,} bytes, but a chunk holds {whole:,}"
             raise ValueError(msg)
 
 

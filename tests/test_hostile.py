@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 
 from pyramid_core import PyramidParams, build_pyramid, open_image, plan_pyramid, verify_pyramid
 from pyramid_core.arrays import open_array
-from pyramid_core.errors import PyramidError, TargetError, printable
+from pyramid_core.errors import PyramidError, SourceError, TargetError, printable
 from pyramid_core.inbox import find_images
 from pyramid_core.jsons import json_object
 from pyramid_core.origin import look_at
@@ -28,7 +29,7 @@ from pyramid_core.stores import open_storage
 from pyramid_core.swollen import refuse_swollen
 from tests.hostile import broken, changes
 from tests.hostile_images import CANARY, LIES, image, surroundings
-from tests.stories import tree, write_image
+from tests.stories import noise, tree, write_image
 
 ROOT = Path(__file__).parent.parent
 
@@ -234,6 +235,29 @@ def test_a_report_shows_a_name_and_does_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("shards", [None, (16, 16)], ids=["chunks", "shards"])
+@pytest.mark.parametrize(
+    ("is_there", "said"),
+    [
+        (lambda place: place.symlink_to("/dev/zero"), r"c/0/0 is no file"),
+        (os.mkfifo, r"c/0/0 is no file"),
+        (lambda place: place.symlink_to(place), r"Too many levels of symbolic links"),
+    ],
+    ids=["device", "pipe", "loop"],
+)
+def test_a_picture_waits_for_no_chunk_that_is_no_file(
+    tmp_path: Path, is_there: Callable[[Path], None], said: str, shards: tuple[int, ...] | None
+) -> None:
+    """A device that gives bytes for ever, a pipe that gives none, a link to itself: refused in a line, which no listing does for it."""
+    image = write_image(tmp_path / "a.zarr", noise((32, 32)), (8, 8), shards=shards)
+    chunk = image / "0/c/0/0"
+    chunk.unlink()
+    is_there(chunk)
+    with pytest.raises(SourceError, match=rf"cannot be read: [^\n]*{said}"):
+        render_preview(str(image))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
     """Metadata that is a pipe is refused at once."""
     place = image(tmp_path / "a.zarr")
@@ -255,3 +279,14 @@ def test_a_zstd_frame_of_small_blocks_is_taken_at_its_word_where_it_says_its_siz
     array = open_array(open_storage(str(place)), "0")
     with nullcontext() if size else pytest.raises(ValueError, match="would expand to"):
         refuse_swollen(array, (slice(0, 64), slice(0, 64)))
+
+
+def test_a_damaged_chunk_is_told_of_in_one_line(tmp_path: Path) -> None:
+    """Also where zarr's reads of others are left behind, of which Python would tell at its end."""
+    voxels = noise((32, 32, 32))
+    image = write_image(tmp_path / "a.zarr", voxels, (8, 8, 8), shards=(16, 16, 16))
+    (image / "0/c/0/0/0").write_bytes(b"abc")
+    argv = [sys.executable, "-m", "pyramid_core.cli", "preview", str(image)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1

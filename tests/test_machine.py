@@ -243,7 +243,7 @@ class Pyramid(RuleBasedStateMachine):
             assert not list(self.root.glob(".*.lock"))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(7200)
 def test_in_whatever_order_the_image_is_right_or_plainly_unfinished(
     monkeypatch: pytest.MonkeyPatch, long_form: bool
 ) -> None:
