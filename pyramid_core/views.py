@@ -28,6 +28,10 @@ Color = tuple[int, int, int]
 MOST_BYTES = 64_000_000
 """Voxels that are read for a picture: of the level that is shown and of those coarser together."""
 
+DENSE = 0.1
+"""A volume of which more than this share is brighter than a quarter of its contrast is shown by its
+middle slices: along most lines lies something bright, and maxima would be white all over."""
+
 _MOST_CHUNKS = 8_000
 """Chunks that are read for a picture, however small they are: each takes a call to zarr."""
 
@@ -58,6 +62,8 @@ class Look:
     """Colour of each channel."""
     windows: tuple[tuple[float, float], ...] = ()
     """Start and end of the contrast of each channel."""
+    is_sliced: bool = True
+    """Whether a view is the middle slice, not the maximum along the line of sight."""
 
 
 def open_pyramid(location: str) -> ShownPyramid:
@@ -209,7 +215,15 @@ def look_of(pyramid: ShownPyramid, voxels: Voxels) -> Look:
         red, green, blue = bytes.fromhex(channel.color)
         colors.append((red, green, blue))
         windows.append((float(window[1]), float(window[2])))
-    return Look(False, tuple(names), tuple(colors), tuple(windows))
+    dense = any(map(_is_dense, voxels, windows))
+    return Look(False, tuple(names), tuple(colors), tuple(windows), dense)
+
+
+def _is_dense(own: Voxels, window: tuple[float, float]) -> bool:
+    """Return whether too much of a channel is bright for its maxima to show anything."""
+    some = own[::2, ::2, ::2]
+    # Each end by itself: the whole range of floats is no float.
+    return bool((some > 0.75 * window[0] + 0.25 * window[1]).mean() > DENSE)
 
 
 def draw_view(voxels: Voxels, look: Look, along: int) -> Image.Image:
@@ -224,8 +238,13 @@ def draw_view(voxels: Voxels, look: Look, along: int) -> Image.Image:
         numbers = voxels[0].take(voxels.shape[along + 1] // 2, axis=along)
         picture = _label_colors(numbers)
     else:
+        middle = voxels.shape[along + 1] // 2
         # fmax passes over NaN; where there is nothing else it stays, and is black.
-        seen = np.fmax.reduce(voxels, axis=along + 1)
+        seen = (
+            voxels.take(middle, axis=along + 1)
+            if look.is_sliced
+            else np.fmax.reduce(voxels, axis=along + 1)
+        )
         light = np.zeros((*seen.shape[1:], 3))
         for plane, color, window in zip(seen, look.colors, look.windows, strict=True):
             bright = np.nan_to_num(np.interp(plane, window, (0.0, 1.0)))
