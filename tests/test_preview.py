@@ -242,6 +242,18 @@ def test_labels_have_a_colour_each_and_the_background_is_black(tmp_path: Path) -
     assert all(max(color) > 150 for i, color in enumerate(seen) if i != 1)
 
 
+def test_a_label_has_the_colour_that_the_image_says(tmp_path: Path) -> None:
+    """The others keep theirs; a colour that is said wrongly is passed over."""
+    ids = np.array([[3, 0, 4, 5, 3]], "u4")
+    colors = [{"label-value": 3, "rgba": [10, 200, 30, 255]}, {"label-value": 4, "rgba": "red"}]
+    seen = []
+    for name, more in (("said", {"colors": colors}), ("unsaid", {})):
+        place = write_base(tmp_path / f"{name}.zarr", ids, axes="yx", chunks=(1, 5),
+                           more={"image-label": more})  # fmt: skip
+        seen.append(label_cells(render_preview(str(place)), (1, 5)))
+    assert seen[0] == [(10, 200, 30), *seen[1][1:4], (10, 200, 30)]
+
+
 def test_labels_are_shown_as_slices_and_never_blended(tmp_path: Path) -> None:
     """A maximum of numbers says nothing: in the middle slice lies 5, above and below it 9."""
     ids = np.full((5, 200, 200), 9, "i4")
