@@ -44,6 +44,11 @@ _PAGE: Color = (22, 24, 29)
 _TEXT: Color = (230, 232, 236)
 _QUIET: Color = (146, 152, 163)
 _ACCENT: Color = (255, 196, 87)
+_METRES = {
+    "meter": 1.0, "centimeter": 1e-2, "millimeter": 1e-3, "micrometer": 1e-6,
+    "nanometer": 1e-9, "angstrom": 1e-10, "picometer": 1e-12,
+}  # fmt: skip
+_PREFIXED = ("meter", "millimeter", "micrometer", "nanometer", "picometer")
 _SYMBOLS = {name: symbol for symbol, name in reversed(UNIT_SYMBOLS.items()) if symbol.isascii()}
 
 
@@ -76,8 +81,9 @@ class _Layout:
 def render_preview(location: str, *, width: int = 900) -> bytes:
     r"""Draw an image and its levels: three orthogonal views, a scale bar and a table of the levels.
 
-    The views are maximum projections of a level that is about as large as the picture; of label
-    images, middle slices in a colour per label. Voxels have their true aspect, channels the colour
+    The views are maximum projections of a level that is about as large as the picture; of volumes
+    that are dense, where maxima would be white all over, middle slices; of label images too, in a
+    colour per label. Voxels have their true aspect, channels the colour
     and the contrast that the image says. Of several time points the first is shown, of many
     channels the first seven. An image without coarse levels that is large shows its middle, and the
     picture says so. The same image gives the same bytes.
@@ -163,11 +169,14 @@ def _lay_out(level: ImageInfo, shape: Shape, width: int) -> _Layout:
     w, h, d = (max(1, round(n * pixels)) for n in (x, y, z))
     wide = w if flat else w + _GAP + d + (_GAP + w if row else 0)
     left = _MARGIN + max(0, (full - wide) // 2)
-    panels = [_Panel(0, left, _LINE, w, h)]
+    # Side by side, what is lower is in the middle of the row: no gap is below one view alone.
+    tallest = max(h, d) if row and not flat else h
+    top = _LINE + (tallest - h) // 2
+    panels = [_Panel(0, left, top, w, h)]
     if not flat:
         side = left + w + _GAP
-        panels.append(_Panel(2, side, _LINE, d, h))
-        third = (side + d + _GAP, _LINE) if row else (left, h + 2 * _LINE)
+        panels.append(_Panel(2, side, top, d, h))
+        third = (side + d + _GAP, _LINE + (tallest - d) // 2) if row else (left, h + 2 * _LINE)
         panels.append(_Panel(1, third[0], third[1], w, d))
     return _Layout(tuple(panels), pixels)
 
@@ -258,10 +267,9 @@ def _caption(level: ImageInfo, middle: str, layout: _Layout, look: Look, width: 
     length = max(n * power for n in (0.5, 1, 2, 5) if n * power <= longest)
     bar = max(1, round(length * layout.pixels))
     draw.rectangle((left, 14, left + bar - 1, 17), _TEXT)
-    unit = level.axes[-1].unit
-    label = f"{length:g} {_SYMBOLS.get(unit, unit)}" if unit else f"{length:g} (no unit)"
+    label = _length(length, level.axes[-1].unit)
     draw.text((left, 32), label, _TEXT, _font(12), "ls")
-    what = "middle slices of " if look.is_label else "maximum projections of "
+    what = "middle slices of " if look.is_sliced else "maximum projections of "
     lines = [(what if len(layout.panels) > 1 else "") + f"level {level.path}"]
     lines += [f"its middle {middle}"] if middle else []
     room = width - _MARGIN - left - max(bar, _font(12).getlength(label)) - 20
@@ -269,6 +277,21 @@ def _caption(level: ImageInfo, middle: str, layout: _Layout, look: Look, width: 
         at = (width - _MARGIN, 18 + 15 * row)
         draw.text(at, _fitted(line, 12, room), _QUIET, _font(12), "rs")
     return strip
+
+
+def _length(length: float, unit: str) -> str:
+    """Return a length in the unit that a person would write: 2 mm rather than 2000 um.
+
+    Example:
+        >>> _length(2000, "micrometer"), _length(0.5, "micrometer"), _length(5, "angstrom")
+        ('2 mm', '500 nm', '5 angstrom')
+    """
+    metres = length * _METRES.get(unit, 0.0)
+    fitting = [name for name in _PREFIXED if metres >= _METRES[name] * (1 - 1e-9)]
+    # What is below all prefixes stays; so do units that have none, and small lengths in angstrom.
+    if fitting and (unit != "angstrom" or metres >= _METRES["nanometer"] * (1 - 1e-9)):
+        length, unit = metres / _METRES[fitting[0]], fitting[0]
+    return f"{length:g} {_SYMBOLS.get(unit, unit)}" if unit else f"{length:g} (no unit)"
 
 
 def _table(

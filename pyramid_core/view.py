@@ -31,9 +31,11 @@ from pyramid_core.reader import read_node
 from pyramid_core.serve import ObjectHandler, ServedImage, served_image
 from pyramid_core.stores import shown
 from pyramid_core.views import (
+    Color,
     Look,
     ShownPyramid,
     choose_level,
+    label_colors,
     look_of,
     open_pyramid,
     read_voxels,
@@ -233,10 +235,14 @@ def viewer_state(
     layers = _channels(base, look, source)
     if look.is_label:
         layers = [{"type": "segmentation", "name": base.name, "source": source, "selectedAlpha": 1}]
+        layers[0] |= _segment_colors(look.label_colors)
     for label in labels:
         path = _path(base, label)
         name = path.removeprefix("labels/")
         layers.append({"type": "segmentation", "name": name, "source": f"{source}{quote(path)}/"})
+        node = read_node(pyramid.storage, path)
+        said = label_colors(document_of(node.attributes)) if node else {}
+        layers[-1] |= _segment_colors(said)
     names: list[str] = []
     for layer in layers:  # which the viewer wants to differ
         layer["name"] += f" ({len(names)})" if layer["name"] in names else ""
@@ -256,6 +262,12 @@ def viewer_state(
         "projectionScale": 1.5 * longest,
         "showAxisLines": False,
     }
+
+
+def _segment_colors(colors: dict[int, Color]) -> dict[str, Any]:
+    """Return what a layer of labels is told of colours; nothing where nothing is said."""
+    said = {str(number): "#" + bytes(color).hex() for number, color in colors.items()}
+    return {"segmentColors": said} if said else {}
 
 
 def _channels(base: ImageInfo, look: Look, source: str) -> list[dict[str, Any]]:
