@@ -118,13 +118,10 @@ def label_colors(document: dict[str, Any]) -> dict[int, Color]:
     said = label.get("colors") if isinstance(label, dict) else None
     found: dict[int, Color] = {}
     for entry in said if isinstance(said, list) else ():
-        number, rgba = (
-            (entry.get("label-value"), entry.get("rgba"))
-            if isinstance(entry, dict)
-            else (None, None)
-        )
+        own = entry if isinstance(entry, dict) else {}
+        number, rgba = own.get("label-value"), own.get("rgba")
         whole = isinstance(rgba, list) and all(type(v) is int and 0 <= v <= 255 for v in rgba)
-        if type(number) is int and whole and len(rgba) == 4:
+        if type(number) is int and isinstance(rgba, list) and whole and len(rgba) == 4:
             found[number] = (rgba[0], rgba[1], rgba[2])
     return found
 

@@ -271,6 +271,19 @@ def test_a_label_image_by_itself_is_shown_as_labels(pyramids: Pyramids) -> None:
         assert [layer["type"] for layer in layers(view)] == ["segmentation"]
 
 
+def test_labels_have_the_colours_that_they_say(pyramids: Pyramids, tmp_path: Path) -> None:
+    """Over an image and by themselves, in the state that the browser gets."""
+    place = tmp_path / "a.zarr"
+    shutil.copytree(pyramids.place("coloured-0.5"), place)
+    colors = [{"label-value": 3, "rgba": [10, 200, 30, 255]}]
+    change_document(
+        place / "labels" / "cells", lambda own: own.update({"image-label": {"colors": colors}})
+    )
+    for shown_place in (place, place / "labels" / "cells"):
+        with served_view(str(shown_place)) as view:
+            assert layers(view)[-1]["segmentColors"] == {"3": "#0ac81e"}
+
+
 # What is refused, before anything starts.
 
 
