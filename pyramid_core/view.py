@@ -36,6 +36,7 @@ from pyramid_core.views import (
     ShownPyramid,
     choose_level,
     label_colors,
+    labels_of,
     look_of,
     open_pyramid,
     read_voxels,
@@ -122,7 +123,8 @@ def served_view(location: str, *, bind: str = LOOPBACK) -> Iterator[View]:
     pyramid = open_pyramid(location)
     base = pyramid.levels[0]
     _refuse(pyramid)
-    labels = tuple(label for label in base.labels if not _unknown_type(label))
+    listed = labels_of(pyramid)
+    labels = tuple(label for label in listed if not _unknown_type(label))
     look = _look(pyramid)
     _try_address(bind)
     neuroglancer.set_server_bind_address(bind)
@@ -130,7 +132,7 @@ def served_view(location: str, *, bind: str = LOOPBACK) -> Iterator[View]:
     try:
         url = _serve(neuroglancer.server, served_image(pyramid.storage, (base, *labels)))
         viewer.set_state(viewer_state(pyramid, look, labels, url))
-        yield View(viewer.get_viewer_url(), _notes(base, labels), viewer)
+        yield View(viewer.get_viewer_url(), _notes(base, listed), viewer)
     finally:
         neuroglancer.stop()
 
@@ -194,12 +196,12 @@ def _unknown_type(info: ImageInfo) -> bool:
     return _type(info) not in _TYPES | signed
 
 
-def _notes(base: ImageInfo, labels: Sequence[ImageInfo]) -> tuple[str, ...]:
-    """Return what is not shown of an image, and why."""
+def _notes(base: ImageInfo, listed: Sequence[ImageInfo]) -> tuple[str, ...]:
+    """Return what is not shown of an image and its labels, and why."""
     notes = [
         f"{_path(base, label)} is left out: Neuroglancer cannot show {_type(label)}"
-        for label in base.labels
-        if label not in labels
+        for label in listed
+        if _unknown_type(label)
     ]
     sizes = {axis.name: n for axis, n in zip(base.axes, base.shape, strict=True)}
     if sizes.get("c", 1) > len(COLORS):

@@ -16,7 +16,13 @@ from PIL import Image
 from pyramid_core.errors import LocationError, SourceError
 from pyramid_core.grid import Grid, Region, region_shape, times
 from pyramid_core.image import Axis, Channel, ImageInfo
-from pyramid_core.ngff import COLORS, contrast_window, document_of, parse_multiscales
+from pyramid_core.ngff import (
+    COLORS,
+    contrast_window,
+    document_of,
+    is_inside,
+    parse_multiscales,
+)
 from pyramid_core.params import human
 from pyramid_core.reader import open_image, open_level, read_node
 from pyramid_core.stores import Storage, join, open_storage, shown
@@ -105,6 +111,37 @@ def open_pyramid(location: str) -> ShownPyramid:
     is_label = (kind in "iu" and method == "mode") or (kind != "f" and "image-label" in document)
     colors = label_colors(document) if is_label else {}
     return ShownPyramid(storage, tuple(levels), method, is_label, colors)
+
+
+def labels_of(pyramid: ShownPyramid) -> tuple[ImageInfo, ...]:
+    """Return the label images of an image, of one in a zip too, where no build can reach them.
+
+    Raises:
+        LocationError: If one that is listed is not there, or leads out of the image.
+    """
+    storage = pyramid.storage
+    if not storage.is_zip:
+        return pyramid.levels[0].labels
+    group = read_node(storage, "labels")
+    names = document_of(group.attributes).get("labels") if group else None
+    listed = names if isinstance(names, list) else []
+    return tuple(_label_in_zip(storage, name) for name in dict.fromkeys(map(str, listed)))
+
+
+def _label_in_zip(storage: Storage, name: str) -> ImageInfo:
+    path = f"labels/{name}"
+    place = shown(join(storage.location, path))
+    if not is_inside(path):
+        msg = f"{place} leads out of the image"
+        raise LocationError(msg)
+    own = replace(storage, archive=f"{storage.archive}{path}/")
+    node = read_node(own, "")
+    multiscales = parse_multiscales(node.attributes) if node else None
+    if multiscales is None:
+        msg = f"{place} is listed among the labels, but no image is there"
+        raise LocationError(msg)
+    level = open_level(own, multiscales.datasets[0].path)
+    return replace(level, location=join(storage.location, path))
 
 
 def label_colors(document: dict[str, Any]) -> dict[int, Color]:
