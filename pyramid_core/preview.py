@@ -40,6 +40,7 @@ DENSEST = 0.7
 
 _MARGIN, _GAP, _LINE = 20, 6, 20
 _MOST_ROWS = 12
+_TALLEST = 0.75  # the height of the views to the width of the page
 _PAGE: Color = (22, 24, 29)
 _TEXT: Color = (230, 232, 236)
 _QUIET: Color = (146, 152, 163)
@@ -66,6 +67,8 @@ class _Panel:
     """Columns."""
     height: int
     """Rows."""
+    is_turned: bool = False
+    """Whether z goes to the right and x down, in what is seen along y."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,31 +157,51 @@ def write_preview(location: str, path: str | Path, *, width: int = 900) -> Path:
     return path
 
 
+def _arrange(sides: tuple[float, float, float], full: float) -> tuple[str, float]:
+    """Return how views are placed, and pixels per length: the most picture on the page.
+
+    Example:
+        >>> [_arrange(zyx, 860)[0] for zyx in ((1, 1, 1), (1, 9, 9), (9, 1, 1))]
+        ['row', 'below', 'turned']
+    """
+    z, y, x = sides
+    found = []
+    for way, right, down, gap, line in (
+        ("row", 2 * x + z, max(y, z), 2 * _GAP, 0),
+        ("below", x + z, y + z, _GAP, _LINE),
+        ("turned", x + z, y + x, _GAP, _LINE),
+    ):
+        pixels = min((full - gap) / right, (full * _TALLEST - line) / down)
+        # Header and table take about a fifth of the width.
+        found.append((pixels * pixels / (pixels * down + full / 5), pixels, way))
+    _, pixels, way = max(found)
+    return way, pixels
+
+
 def _lay_out(level: ImageInfo, shape: Shape, width: int) -> _Layout:
-    """Place the views side by side, or what is seen along y below where they get much larger so."""
+    """Place the views: one of a plane, else three."""
     z, y, x = (n * s for n, s in zip(shape, spatial(level, level.scale), strict=True))
     full = width - 2 * _MARGIN
-    tall = full * 0.75
-    beside = min((full - 2 * _GAP) / (2 * x + z), tall / max(y, z))
-    below = min((full - _GAP) / (x + z), (tall - _LINE) / (y + z))
-    flat, row = shape[0] == 1, beside >= 0.75 * below
-    pixels = min(full / x, tall / y) if flat else beside if row else below
-    if not all(math.isfinite(n * pixels) for n in (x, y, z)):
+    if shape[0] == 1:
+        way, pixels = "plane", min(full / x, full * _TALLEST / y)
+    else:
+        way, pixels = _arrange((z, y, x), full)
+    if not pixels or not all(math.isfinite(n * pixels) for n in (x, y, z)):
         msg = f"{shown(level.location)} has voxels of {times(level.scale)}: no picture shows that"
         raise LocationError(msg)
     w, h, d = (max(1, round(n * pixels)) for n in (x, y, z))
-    wide = w if flat else w + _GAP + d + (_GAP + w if row else 0)
+    wide = {"plane": w, "row": 2 * (w + _GAP) + d}.get(way, w + _GAP + d)
     left = _MARGIN + max(0, (full - wide) // 2)
+    side, lower = left + w + _GAP, h + 2 * _LINE
     # Side by side, what is lower is in the middle of the row: no gap is below one view alone.
-    tallest = max(h, d) if row and not flat else h
-    top = _LINE + (tallest - h) // 2
-    panels = [_Panel(0, left, top, w, h)]
-    if not flat:
-        side = left + w + _GAP
-        panels.append(_Panel(2, side, top, d, h))
-        third = (side + d + _GAP, _LINE + (tallest - d) // 2) if row else (left, h + 2 * _LINE)
-        panels.append(_Panel(1, third[0], third[1], w, d))
-    return _Layout(tuple(panels), pixels)
+    down = (max(h, d) - h) // 2 if way == "row" else 0
+    panels = [_Panel(0, left, _LINE + down, w, h), _Panel(2, side, _LINE + down, d, h)]
+    third = {
+        "row": _Panel(1, side + d + _GAP, _LINE + (max(h, d) - d) // 2, w, d),
+        "below": _Panel(1, left, lower, w, d),
+        "turned": _Panel(1, side, lower, d, w, is_turned=True),
+    }
+    return _Layout((*panels, third[way]) if way in third else (panels[0],), pixels)
 
 
 def _draw_views(
@@ -190,8 +213,10 @@ def _draw_views(
     axes = [axis.name for axis in level.axes if axis.type == "space"]
     names = {0: axes[-1] + axes[-2], 2: axes[0] + axes[-2], 1: axes[-1] + axes[0]}
     for panel in layout.panels:
-        draw.text((panel.left, panel.top - 5), names[panel.along], _QUIET, _font(12), "ls")
-        view = draw_view(voxels, look, panel.along)
+        name, view = names[panel.along], draw_view(voxels, look, panel.along)
+        if panel.is_turned:
+            name, view = name[::-1], view.transpose(Image.Transpose.TRANSPOSE)
+        draw.text((panel.left, panel.top - 5), name, _QUIET, _font(12), "ls")
         strip.paste(_resized(view, panel.width, panel.height, look), (panel.left, panel.top))
     return strip
 
@@ -261,7 +286,7 @@ def _caption(level: ImageInfo, middle: str, layout: _Layout, look: Look, width: 
     strip = Image.new("RGB", (width, 40), _PAGE)
     draw = ImageDraw.Draw(strip)
     left = layout.panels[0].left
-    longest = max(layout.panels[0].width / 2.5, 2.0) / layout.pixels
+    longest = max(max(panel.width for panel in layout.panels) / 2.5, 2.0) / layout.pixels
     power = 10.0 ** math.floor(math.log10(longest))
     # A half, because log10 of a number just below a power of ten is rounded up to that power.
     length = max(n * power for n in (0.5, 1, 2, 5) if n * power <= longest)

@@ -105,7 +105,8 @@ def test_three_views_show_a_voxel_where_it_is(
     [
         ((6, 10, 20), (4.0, 2.0, 1.0), True),  # 24 x 20 x 20: side by side
         ((2, 40, 40), (1.0, 0.5, 0.5), False),  # 2 x 20 x 20: what is seen along y, below
-        ((40, 3, 4), (1.0, 1.0, 1.0), True),
+        ((3, 3, 40), (1.0, 1.0, 1.0), False),
+        ((4, 40, 3), (1.0, 1.0, 1.0), True),
     ],
 )
 @pytest.mark.parametrize("width", [400, 900])
@@ -128,6 +129,25 @@ def test_views_have_the_aspect_of_the_volume(
     assert zy[1] == xy[1]
     assert max(box[0] + box[2] for box in found) <= width - 20 + 1
     assert pixels(render_preview(str(place), width=width)).shape[1] == width
+
+
+def test_of_a_long_stack_z_goes_to_the_right_in_two_views(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is seen along y lies below what is seen along x, plane by plane, and fills the width."""
+    monkeypatch.setattr(views, "DENSE", 1.0)
+    own = np.zeros((40, 3, 4), "u1")
+    own[30, 0, 3] = 100
+    place = write_base(
+        tmp_path / "a.zarr", two_channels(own.shape, own), axes="czyx", more=omero("FF0000", "0000FF")
+    )  # fmt: skip
+    png = render_preview(str(place))
+    xy, zy, zx = red_boxes(png)
+    assert (zy[0], zy[2]) == (zx[0], zx[2])
+    assert (xy[0], zx[0] + zx[2]) == (20, 880)
+    magenta = (255, 0, 255)
+    assert [i for i in np.ndindex(3, 40) if cell(png, zy, i, (3, 40)) == magenta] == [(0, 30)]
+    assert [i for i in np.ndindex(4, 40) if cell(png, zx, i, (4, 40)) == magenta] == [(3, 30)]
 
 
 @pytest.mark.parametrize(("share", "seen"), [(12, "slice"), (8, "maximum")])
