@@ -40,10 +40,16 @@ DENSEST = 0.7
 
 _MARGIN, _GAP, _LINE = 20, 6, 20
 _MOST_ROWS = 12
+_TALLEST = 0.75  # the height of the views to the width of the page
 _PAGE: Color = (22, 24, 29)
 _TEXT: Color = (230, 232, 236)
 _QUIET: Color = (146, 152, 163)
 _ACCENT: Color = (255, 196, 87)
+_METRES = {
+    "meter": 1.0, "centimeter": 1e-2, "millimeter": 1e-3, "micrometer": 1e-6,
+    "nanometer": 1e-9, "angstrom": 1e-10, "picometer": 1e-12,
+}  # fmt: skip
+_PREFIXED = ("meter", "millimeter", "micrometer", "nanometer", "picometer")
 _SYMBOLS = {name: symbol for symbol, name in reversed(UNIT_SYMBOLS.items()) if symbol.isascii()}
 
 
@@ -61,6 +67,8 @@ class _Panel:
     """Columns."""
     height: int
     """Rows."""
+    is_turned: bool = False
+    """Whether z goes to the right and x down, in what is seen along y."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +84,9 @@ class _Layout:
 def render_preview(location: str, *, width: int = 900) -> bytes:
     r"""Draw an image and its levels: three orthogonal views, a scale bar and a table of the levels.
 
-    The views are maximum projections of a level that is about as large as the picture; of label
-    images, middle slices in a colour per label. Voxels have their true aspect, channels the colour
+    The views are maximum projections of a level that is about as large as the picture; of volumes
+    that are dense, where maxima would be white all over, middle slices; of label images too, in a
+    colour per label. Voxels have their true aspect, channels the colour
     and the contrast that the image says. Of several time points the first is shown, of many
     channels the first seven. An image without coarse levels that is large shows its middle, and the
     picture says so. The same image gives the same bytes.
@@ -148,28 +157,51 @@ def write_preview(location: str, path: str | Path, *, width: int = 900) -> Path:
     return path
 
 
+def _arrange(sides: tuple[float, float, float], full: float) -> tuple[str, float]:
+    """Return how views are placed, and pixels per length: the most picture on the page.
+
+    Example:
+        >>> [_arrange(zyx, 860)[0] for zyx in ((1, 1, 1), (1, 9, 9), (9, 1, 1))]
+        ['row', 'below', 'turned']
+    """
+    z, y, x = sides
+    found = []
+    for way, right, down, gap, line in (
+        ("row", 2 * x + z, max(y, z), 2 * _GAP, 0),
+        ("below", x + z, y + z, _GAP, _LINE),
+        ("turned", x + z, y + x, _GAP, _LINE),
+    ):
+        pixels = min((full - gap) / right, (full * _TALLEST - line) / down)
+        # Header and table take about a fifth of the width.
+        found.append((pixels * pixels / (pixels * down + full / 5), pixels, way))
+    _, pixels, way = max(found)
+    return way, pixels
+
+
 def _lay_out(level: ImageInfo, shape: Shape, width: int) -> _Layout:
-    """Place the views side by side, or what is seen along y below where they get much larger so."""
+    """Place the views: one of a plane, else three."""
     z, y, x = (n * s for n, s in zip(shape, spatial(level, level.scale), strict=True))
     full = width - 2 * _MARGIN
-    tall = full * 0.75
-    beside = min((full - 2 * _GAP) / (2 * x + z), tall / max(y, z))
-    below = min((full - _GAP) / (x + z), (tall - _LINE) / (y + z))
-    flat, row = shape[0] == 1, beside >= 0.75 * below
-    pixels = min(full / x, tall / y) if flat else beside if row else below
-    if not all(math.isfinite(n * pixels) for n in (x, y, z)):
+    if shape[0] == 1:
+        way, pixels = "plane", min(full / x, full * _TALLEST / y)
+    else:
+        way, pixels = _arrange((z, y, x), full)
+    if not pixels or not all(math.isfinite(n * pixels) for n in (x, y, z)):
         msg = f"{shown(level.location)} has voxels of {times(level.scale)}: no picture shows that"
         raise LocationError(msg)
     w, h, d = (max(1, round(n * pixels)) for n in (x, y, z))
-    wide = w if flat else w + _GAP + d + (_GAP + w if row else 0)
+    wide = {"plane": w, "row": 2 * (w + _GAP) + d}.get(way, w + _GAP + d)
     left = _MARGIN + max(0, (full - wide) // 2)
-    panels = [_Panel(0, left, _LINE, w, h)]
-    if not flat:
-        side = left + w + _GAP
-        panels.append(_Panel(2, side, _LINE, d, h))
-        third = (side + d + _GAP, _LINE) if row else (left, h + 2 * _LINE)
-        panels.append(_Panel(1, third[0], third[1], w, d))
-    return _Layout(tuple(panels), pixels)
+    side, lower = left + w + _GAP, h + 2 * _LINE
+    # Side by side, what is lower is in the middle of the row: no gap is below one view alone.
+    down = (max(h, d) - h) // 2 if way == "row" else 0
+    panels = [_Panel(0, left, _LINE + down, w, h), _Panel(2, side, _LINE + down, d, h)]
+    third = {
+        "row": _Panel(1, side + d + _GAP, _LINE + (max(h, d) - d) // 2, w, d),
+        "below": _Panel(1, left, lower, w, d),
+        "turned": _Panel(1, side, lower, d, w, is_turned=True),
+    }
+    return _Layout((*panels, third[way]) if way in third else (panels[0],), pixels)
 
 
 def _draw_views(
@@ -181,8 +213,10 @@ def _draw_views(
     axes = [axis.name for axis in level.axes if axis.type == "space"]
     names = {0: axes[-1] + axes[-2], 2: axes[0] + axes[-2], 1: axes[-1] + axes[0]}
     for panel in layout.panels:
-        draw.text((panel.left, panel.top - 5), names[panel.along], _QUIET, _font(12), "ls")
-        view = draw_view(voxels, look, panel.along)
+        name, view = names[panel.along], draw_view(voxels, look, panel.along)
+        if panel.is_turned:
+            name, view = name[::-1], view.transpose(Image.Transpose.TRANSPOSE)
+        draw.text((panel.left, panel.top - 5), name, _QUIET, _font(12), "ls")
         strip.paste(_resized(view, panel.width, panel.height, look), (panel.left, panel.top))
     return strip
 
@@ -252,16 +286,15 @@ def _caption(level: ImageInfo, middle: str, layout: _Layout, look: Look, width: 
     strip = Image.new("RGB", (width, 40), _PAGE)
     draw = ImageDraw.Draw(strip)
     left = layout.panels[0].left
-    longest = max(layout.panels[0].width / 2.5, 2.0) / layout.pixels
+    longest = max(max(panel.width for panel in layout.panels) / 2.5, 2.0) / layout.pixels
     power = 10.0 ** math.floor(math.log10(longest))
     # A half, because log10 of a number just below a power of ten is rounded up to that power.
     length = max(n * power for n in (0.5, 1, 2, 5) if n * power <= longest)
     bar = max(1, round(length * layout.pixels))
     draw.rectangle((left, 14, left + bar - 1, 17), _TEXT)
-    unit = level.axes[-1].unit
-    label = f"{length:g} {_SYMBOLS.get(unit, unit)}" if unit else f"{length:g} (no unit)"
+    label = _length(length, level.axes[-1].unit)
     draw.text((left, 32), label, _TEXT, _font(12), "ls")
-    what = "middle slices of " if look.is_label else "maximum projections of "
+    what = "middle slices of " if look.is_sliced else "maximum projections of "
     lines = [(what if len(layout.panels) > 1 else "") + f"level {level.path}"]
     lines += [f"its middle {middle}"] if middle else []
     room = width - _MARGIN - left - max(bar, _font(12).getlength(label)) - 20
@@ -269,6 +302,21 @@ def _caption(level: ImageInfo, middle: str, layout: _Layout, look: Look, width: 
         at = (width - _MARGIN, 18 + 15 * row)
         draw.text(at, _fitted(line, 12, room), _QUIET, _font(12), "rs")
     return strip
+
+
+def _length(length: float, unit: str) -> str:
+    """Return a length in the unit that a person would write: 2 mm rather than 2000 um.
+
+    Example:
+        >>> _length(2000, "micrometer"), _length(0.5, "micrometer"), _length(5, "angstrom")
+        ('2 mm', '500 nm', '5 angstrom')
+    """
+    metres = length * _METRES.get(unit, 0.0)
+    fitting = [name for name in _PREFIXED if metres >= _METRES[name] * (1 - 1e-9)]
+    # What is below all prefixes stays; so do units that have none, and small lengths in angstrom.
+    if fitting and (unit != "angstrom" or metres >= _METRES["nanometer"] * (1 - 1e-9)):
+        length, unit = metres / _METRES[fitting[0]], fitting[0]
+    return f"{length:g} {_SYMBOLS.get(unit, unit)}" if unit else f"{length:g} (no unit)"
 
 
 def _table(

@@ -31,9 +31,12 @@ from pyramid_core.reader import read_node
 from pyramid_core.serve import ObjectHandler, ServedImage, served_image
 from pyramid_core.stores import shown
 from pyramid_core.views import (
+    Color,
     Look,
     ShownPyramid,
     choose_level,
+    label_colors,
+    labels_of,
     look_of,
     open_pyramid,
     read_voxels,
@@ -120,7 +123,8 @@ def served_view(location: str, *, bind: str = LOOPBACK) -> Iterator[View]:
     pyramid = open_pyramid(location)
     base = pyramid.levels[0]
     _refuse(pyramid)
-    labels = tuple(label for label in base.labels if not _unknown_type(label))
+    listed = labels_of(pyramid)
+    labels = tuple(label for label in listed if not _unknown_type(label))
     look = _look(pyramid)
     _try_address(bind)
     neuroglancer.set_server_bind_address(bind)
@@ -128,7 +132,7 @@ def served_view(location: str, *, bind: str = LOOPBACK) -> Iterator[View]:
     try:
         url = _serve(neuroglancer.server, served_image(pyramid.storage, (base, *labels)))
         viewer.set_state(viewer_state(pyramid, look, labels, url))
-        yield View(viewer.get_viewer_url(), _notes(base, labels), viewer)
+        yield View(viewer.get_viewer_url(), _notes(base, listed), viewer)
     finally:
         neuroglancer.stop()
 
@@ -192,12 +196,12 @@ def _unknown_type(info: ImageInfo) -> bool:
     return _type(info) not in _TYPES | signed
 
 
-def _notes(base: ImageInfo, labels: Sequence[ImageInfo]) -> tuple[str, ...]:
-    """Return what is not shown of an image, and why."""
+def _notes(base: ImageInfo, listed: Sequence[ImageInfo]) -> tuple[str, ...]:
+    """Return what is not shown of an image and its labels, and why."""
     notes = [
         f"{_path(base, label)} is left out: Neuroglancer cannot show {_type(label)}"
-        for label in base.labels
-        if label not in labels
+        for label in listed
+        if _unknown_type(label)
     ]
     sizes = {axis.name: n for axis, n in zip(base.axes, base.shape, strict=True)}
     if sizes.get("c", 1) > len(COLORS):
@@ -233,10 +237,14 @@ def viewer_state(
     layers = _channels(base, look, source)
     if look.is_label:
         layers = [{"type": "segmentation", "name": base.name, "source": source, "selectedAlpha": 1}]
+        layers[0] |= _segment_colors(look.label_colors)
     for label in labels:
         path = _path(base, label)
         name = path.removeprefix("labels/")
         layers.append({"type": "segmentation", "name": name, "source": f"{source}{quote(path)}/"})
+        node = read_node(pyramid.storage, path)
+        said = label_colors(document_of(node.attributes)) if node else {}
+        layers[-1] |= _segment_colors(said)
     names: list[str] = []
     for layer in layers:  # which the viewer wants to differ
         layer["name"] += f" ({len(names)})" if layer["name"] in names else ""
@@ -256,6 +264,12 @@ def viewer_state(
         "projectionScale": 1.5 * longest,
         "showAxisLines": False,
     }
+
+
+def _segment_colors(colors: dict[int, Color]) -> dict[str, Any]:
+    """Return what a layer of labels is told of colours; nothing where nothing is said."""
+    said = {str(number): "#" + bytes(color).hex() for number, color in colors.items()}
+    return {"segmentColors": said} if said else {}
 
 
 def _channels(base: ImageInfo, look: Look, source: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from pyramid_core.contrast import contrast_window
 from pyramid_core.errors import LocationError, SourceError
 from pyramid_core.grid import Grid, Region, region_shape, times
 from pyramid_core.image import Axis, Channel, ImageInfo
-from pyramid_core.ngff import COLORS, document_of, parse_multiscales
+from pyramid_core.ngff import COLORS, document_of, is_inside, parse_multiscales
 from pyramid_core.params import human
 from pyramid_core.reader import open_image, open_level, read_node
 from pyramid_core.stores import Storage, join, open_storage, shown
@@ -28,6 +28,10 @@ Color = tuple[int, int, int]
 
 MOST_BYTES = 64_000_000
 """Voxels that are read for a picture: of the level that is shown and of those coarser together."""
+
+DENSE = 0.1
+"""A volume of which more than this share is brighter than a quarter of its contrast is shown by its
+middle slices: along most lines lies something bright, and maxima would be white all over."""
 
 _MOST_CHUNKS = 8_000
 """Chunks that are read for a picture, however small they are: each takes a call to zarr."""
@@ -45,6 +49,8 @@ class ShownPyramid:
     """How they were made, as the document says; empty if it does not."""
     is_label: bool
     """Whether voxels are the numbers of objects."""
+    label_colors: dict[int, Color] = field(default_factory=dict)
+    """The colours that ``image-label`` says, by number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,10 @@ class Look:
     """Colour of each channel."""
     windows: tuple[tuple[float, float], ...] = ()
     """Start and end of the contrast of each channel."""
+    is_sliced: bool = True
+    """Whether a view is the middle slice, not the maximum along the line of sight."""
+    label_colors: dict[int, Color] = field(default_factory=dict)
+    """Colours of those objects whose colour the image says."""
 
 
 def open_pyramid(location: str) -> ShownPyramid:
@@ -94,7 +104,58 @@ def open_pyramid(location: str) -> ShownPyramid:
     method = str(document["multiscales"][0].get("type") or "")
     kind = np.dtype(info.dtype).kind
     is_label = (kind in "iu" and method == "mode") or (kind != "f" and "image-label" in document)
-    return ShownPyramid(storage, tuple(levels), method, is_label)
+    colors = label_colors(document) if is_label else {}
+    return ShownPyramid(storage, tuple(levels), method, is_label, colors)
+
+
+def labels_of(pyramid: ShownPyramid) -> tuple[ImageInfo, ...]:
+    """Return the label images of an image, of one in a zip too, where no build can reach them.
+
+    Raises:
+        LocationError: If one that is listed is not there, or leads out of the image.
+    """
+    storage = pyramid.storage
+    if not storage.is_zip:
+        return pyramid.levels[0].labels
+    group = read_node(storage, "labels")
+    names = document_of(group.attributes).get("labels") if group else None
+    listed = names if isinstance(names, list) else []
+    return tuple(_label_in_zip(storage, name) for name in dict.fromkeys(map(str, listed)))
+
+
+def _label_in_zip(storage: Storage, name: str) -> ImageInfo:
+    path = f"labels/{name}"
+    place = shown(join(storage.location, path))
+    if not is_inside(path):
+        msg = f"{place} leads out of the image"
+        raise LocationError(msg)
+    own = replace(storage, archive=f"{storage.archive}{path}/")
+    node = read_node(own, "")
+    multiscales = parse_multiscales(node.attributes) if node else None
+    if multiscales is None:
+        msg = f"{place} is listed among the labels, but no image is there"
+        raise LocationError(msg)
+    level = open_level(own, multiscales.datasets[0].path)
+    return replace(level, location=join(storage.location, path))
+
+
+def label_colors(document: dict[str, Any]) -> dict[int, Color]:
+    """Return the colours that ``image-label`` says; what it says wrongly is left out.
+
+    Example:
+        >>> label_colors({"image-label": {"colors": [{"label-value": 3, "rgba": [9, 8, 7, 255]}]}})
+        {3: (9, 8, 7)}
+    """
+    label = document.get("image-label")
+    said = label.get("colors") if isinstance(label, dict) else None
+    found: dict[int, Color] = {}
+    for entry in said if isinstance(said, list) else ():
+        own = entry if isinstance(entry, dict) else {}
+        number, rgba = own.get("label-value"), own.get("rgba")
+        whole = isinstance(rgba, list) and all(type(v) is int and 0 <= v <= 255 for v in rgba)
+        if type(number) is int and isinstance(rgba, list) and whole and len(rgba) == 4:
+            found[number] = (rgba[0], rgba[1], rgba[2])
+    return found
 
 
 def spatial(level: ImageInfo, values: Sequence[Any]) -> tuple[Any, Any, Any]:
@@ -196,7 +257,7 @@ def look_of(pyramid: ShownPyramid, voxels: Voxels) -> Look:
         voxels: Voxels of one level along c, z, y, x.
     """
     if pyramid.is_label:
-        return Look(is_label=True)
+        return Look(is_label=True, label_colors=pyramid.label_colors)
     base = pyramid.levels[0]
     count = dict(zip([axis.name for axis in base.axes], base.shape, strict=True)).get("c", 1)
     names, colors, windows = [], [], []
@@ -210,7 +271,15 @@ def look_of(pyramid: ShownPyramid, voxels: Voxels) -> Look:
         red, green, blue = bytes.fromhex(channel.color)
         colors.append((red, green, blue))
         windows.append((float(window[1]), float(window[2])))
-    return Look(False, tuple(names), tuple(colors), tuple(windows))
+    dense = any(map(_is_dense, voxels, windows))
+    return Look(False, tuple(names), tuple(colors), tuple(windows), dense)
+
+
+def _is_dense(own: Voxels, window: tuple[float, float]) -> bool:
+    """Return whether too much of a channel is bright for its maxima to show anything."""
+    some = own[::2, ::2, ::2]
+    # Each end by itself: the whole range of floats is no float.
+    return bool((some > 0.75 * window[0] + 0.25 * window[1]).mean() > DENSE)
 
 
 def draw_view(voxels: Voxels, look: Look, along: int) -> Image.Image:
@@ -224,9 +293,17 @@ def draw_view(voxels: Voxels, look: Look, along: int) -> Image.Image:
     if look.is_label:
         numbers = voxels[0].take(voxels.shape[along + 1] // 2, axis=along)
         picture = _label_colors(numbers)
+        for number in np.unique(numbers) if look.label_colors else ():
+            if int(number) in look.label_colors:
+                picture[numbers == number] = look.label_colors[int(number)]
     else:
+        middle = voxels.shape[along + 1] // 2
         # fmax passes over NaN; where there is nothing else it stays, and is black.
-        seen = np.fmax.reduce(voxels, axis=along + 1)
+        seen = (
+            voxels.take(middle, axis=along + 1)
+            if look.is_sliced
+            else np.fmax.reduce(voxels, axis=along + 1)
+        )
         light = np.zeros((*seen.shape[1:], 3))
         for plane, color, window in zip(seen, look.colors, look.windows, strict=True):
             bright = np.nan_to_num(np.interp(plane, window, (0.0, 1.0)))

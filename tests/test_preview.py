@@ -15,7 +15,7 @@ import zarr
 from PIL import Image
 from zarr.storage import LocalStore
 
-from pyramid_core import views
+from pyramid_core import preview, views
 from pyramid_core.cli import main
 from pyramid_core.errors import LocationError, RequestError, SourceError, TargetError
 from pyramid_core.preview import render_preview, write_preview
@@ -82,8 +82,11 @@ def two_channels(shape: Shape, own: Array) -> Array:
     return np.stack([np.full(shape, 100), own]).astype(own.dtype)
 
 
-def test_three_views_show_a_voxel_where_it_is(tmp_path: Path) -> None:
+def test_three_views_show_a_voxel_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The axis x to the right, y down; seen along x, z to the right; seen along y, z down."""
+    monkeypatch.setattr(views, "DENSE", 1.0)  # the channel that frames the views is bright
     own = np.zeros((5, 7, 9), "u1")
     own[1, 5, 2] = 100
     place = write_base(
@@ -102,7 +105,8 @@ def test_three_views_show_a_voxel_where_it_is(tmp_path: Path) -> None:
     [
         ((6, 10, 20), (4.0, 2.0, 1.0), True),  # 24 x 20 x 20: side by side
         ((2, 40, 40), (1.0, 0.5, 0.5), False),  # 2 x 20 x 20: what is seen along y, below
-        ((40, 3, 4), (1.0, 1.0, 1.0), True),
+        ((3, 3, 40), (1.0, 1.0, 1.0), False),
+        ((4, 40, 3), (1.0, 1.0, 1.0), True),
     ],
 )
 @pytest.mark.parametrize("width", [400, 900])
@@ -121,10 +125,50 @@ def test_views_have_the_aspect_of_the_volume(
     per = sum(xy[2:] + zy[2:] + xz[2:]) / (2 * (x + y + z))
     for (_, _, w, h), (right, down) in ((xy, (x, y)), (zy, (z, y)), (xz, (x, z))):
         assert (w, h) == pytest.approx((right * per, down * per), abs=1.01)
-    assert (xz[1] == xy[1]) == beside
+    assert (abs(2 * xz[1] + xz[3] - 2 * xy[1] - xy[3]) <= 1) == beside  # one middle line
     assert zy[1] == xy[1]
     assert max(box[0] + box[2] for box in found) <= width - 20 + 1
     assert pixels(render_preview(str(place), width=width)).shape[1] == width
+
+
+def test_of_a_long_stack_z_goes_to_the_right_in_two_views(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is seen along y lies below what is seen along x, plane by plane, and fills the width."""
+    monkeypatch.setattr(views, "DENSE", 1.0)
+    own = np.zeros((40, 3, 4), "u1")
+    own[30, 0, 3] = 100
+    place = write_base(
+        tmp_path / "a.zarr", two_channels(own.shape, own), axes="czyx", more=omero("FF0000", "0000FF")
+    )  # fmt: skip
+    png = render_preview(str(place))
+    xy, zy, zx = red_boxes(png)
+    assert (zy[0], zy[2]) == (zx[0], zx[2])
+    assert (xy[0], zx[0] + zx[2]) == (20, 880)
+    magenta = (255, 0, 255)
+    assert [i for i in np.ndindex(3, 40) if cell(png, zy, i, (3, 40)) == magenta] == [(0, 30)]
+    assert [i for i in np.ndindex(4, 40) if cell(png, zx, i, (4, 40)) == magenta] == [(3, 30)]
+
+
+@pytest.mark.parametrize(("share", "seen"), [(12, "slice"), (8, "maximum")])
+def test_a_volume_that_is_dense_is_shown_by_its_middle_slices(
+    tmp_path: Path, share: int, seen: str
+) -> None:
+    """Of 100 planes a few are bright, and the middle one dark: black in the slice, else white."""
+    own = np.zeros((100, 40, 40), "u1")
+    own[:share] = 100
+    place = write_base(tmp_path / "a.zarr", own[None], axes="czyx", more=omero("FF0000"))
+    squares = [box for box in red_boxes(render_preview(str(place))) if box[2] == box[3]]
+    assert bool(squares) is (seen == "maximum")
+
+
+def test_the_scale_bar_has_the_unit_that_a_person_would_write() -> None:
+    """A number from 1 to below 1000; a unit without SI prefix, or none, stays."""
+    asked = [(2000, "micrometer"), (0.5, "micrometer"), (20, "centimeter"), (1000, "nanometer"),
+             (5, "angstrom"), (50, "angstrom"), (0.5, "inch"), (5000, "")]  # fmt: skip
+    assert [preview._length(*one) for one in asked] == [
+        "2 mm", "500 nm", "200 mm", "1 um", "5 angstrom", "5 nm", "0.5 inch", "5000 (no unit)",
+    ]  # fmt: skip
 
 
 def test_a_plane_is_one_view_and_fills_the_width(tmp_path: Path) -> None:
@@ -185,8 +229,9 @@ def test_nan_is_black_and_infinities_are_the_ends(tmp_path: Path) -> None:
     assert seen == [RED, (0, 0, 0), (255, 0, 255), RED, RED, (255, 0, 128)]
 
 
-def test_a_projection_passes_over_nan(tmp_path: Path) -> None:
+def test_a_projection_passes_over_nan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another voxel on the way has a number, that is seen."""
+    monkeypatch.setattr(views, "DENSE", 1.0)
     own = np.full((2, 1, 2), np.nan, "f8")
     own[1, 0, 0] = 100
     place = write_base(
@@ -215,6 +260,18 @@ def test_labels_have_a_colour_each_and_the_background_is_black(tmp_path: Path) -
     assert seen[0] == seen[6]
     assert len(set(seen)) == 7
     assert all(max(color) > 150 for i, color in enumerate(seen) if i != 1)
+
+
+def test_a_label_has_the_colour_that_the_image_says(tmp_path: Path) -> None:
+    """The others keep theirs; a colour that is said wrongly is passed over."""
+    ids = np.array([[3, 0, 4, 5, 3]], "u4")
+    colors = [{"label-value": 3, "rgba": [10, 200, 30, 255]}, {"label-value": 4, "rgba": "red"}]
+    seen = []
+    for name, more in (("said", {"colors": colors}), ("unsaid", {})):
+        place = write_base(tmp_path / f"{name}.zarr", ids, axes="yx", chunks=(1, 5),
+                           more={"image-label": more})  # fmt: skip
+        seen.append(label_cells(render_preview(str(place)), (1, 5)))
+    assert seen[0] == [(10, 200, 30), *seen[1][1:4], (10, 200, 30)]
 
 
 def test_labels_are_shown_as_slices_and_never_blended(tmp_path: Path) -> None:

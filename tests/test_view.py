@@ -27,6 +27,7 @@ from playwright.sync_api import Browser, ConsoleMessage
 
 from pyramid_core import PyramidParams, build_pyramid
 from pyramid_core.cli import main
+from pyramid_core.errors import LocationError
 from pyramid_core.view import View, served_view
 from tests.images import OMERO, Pyramids, change_document, write_base
 from tests.stories import Array, chunk_files, noise, write_image
@@ -140,6 +141,28 @@ def test_an_image_in_a_zip(pyramids: Pyramids, tmp_path: Path) -> None:
         with served_view(str(tmp_path / name)) as view:
             assert_served(view, place)
             assert asked(address(view) + "0/c/0/0/0", "bytes=-9")[0] == 206
+
+
+def zipped(place: Path, file: Path, *, without: str = "?") -> str:
+    """Write an image into a zip, below a folder of its own; leave out what a word names."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in place.rglob("*"):
+            if without not in str(path.relative_to(place)):
+                archive.write(path, path.relative_to(place.parent))
+    return str(file)
+
+
+def test_labels_in_a_zip_are_shown(pyramids: Pyramids, tmp_path: Path) -> None:
+    """The same layers as of the folder, in the same colours, and their chunks are served."""
+    place = pyramids.place("labelled-0.5")
+    with served_view(str(place)) as view:
+        expected = [{**layer, "source": ""} for layer in layers(view)]
+    with served_view(zipped(place, tmp_path / "a.zip")) as view:
+        assert [{**layer, "source": ""} for layer in layers(view)] == expected
+        assert [layer["name"] for layer in expected][-1] == "cells"
+        assert_served(view, place)
+    with pytest.raises(LocationError, match=r"b\.zip/labels/cells is listed .* no image is there"):
+        served_view(zipped(place, tmp_path / "b.zip", without="labels/cells/")).__enter__()
 
 
 def test_an_image_on_a_web_server(pyramids: Pyramids, tmp_path: Path, served: str) -> None:
@@ -269,6 +292,19 @@ def test_a_label_image_by_itself_is_shown_as_labels(pyramids: Pyramids) -> None:
     """Where it is named alone; an image made by mode too."""
     with served_view(str(pyramids.place("labelled-0.4") / "labels" / "cells")) as view:
         assert [layer["type"] for layer in layers(view)] == ["segmentation"]
+
+
+def test_labels_have_the_colours_that_they_say(pyramids: Pyramids, tmp_path: Path) -> None:
+    """Over an image and by themselves, in the state that the browser gets."""
+    place = tmp_path / "a.zarr"
+    shutil.copytree(pyramids.place("coloured-0.5"), place)
+    colors = [{"label-value": 3, "rgba": [10, 200, 30, 255]}]
+    change_document(
+        place / "labels" / "cells", lambda own: own.update({"image-label": {"colors": colors}})
+    )
+    for shown_place in (place, place / "labels" / "cells"):
+        with served_view(str(shown_place)) as view:
+            assert layers(view)[-1]["segmentColors"] == {"3": "#0ac81e"}
 
 
 # What is refused, before anything starts.
