@@ -11,7 +11,7 @@ from typing import Any
 from pyramid_core.audit import Finding, audit
 from pyramid_core.errors import LocationError
 from pyramid_core.image import ImageInfo
-from pyramid_core.ngff import Multiscales, document_of
+from pyramid_core.ngff import MOST, Multiscales, document_of
 from pyramid_core.reader import read_node
 from pyramid_core.stores import Storage, join, open_storage
 
@@ -59,6 +59,8 @@ def audit_labels(
     names = document.get("labels")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return [_error("labels", f"has no list of the names of labels, but {names!r}")], []
+    if len(names) > MOST:
+        return [_error("labels", f"lists {len(names):,} names; {MOST:,} are read at most")], []
     if multiscales.version == "0.5" and document.get("version") != "0.5":
         findings.append(_error("labels", "the document does not say its version, 0.5"))
     if len(set(names)) != len(names):

@@ -32,7 +32,7 @@ COLORS = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FFFFFF")
 Window = tuple[float, float, float, float]
 """The contrast of a channel: min, start, end and max."""
 
-_MOST = 10_000
+MOST = 10_000
 """Entries of a list in a document."""
 
 _FOUND = "contrast"
@@ -139,8 +139,8 @@ def _check_counts(document: dict[str, Any], entries: Any) -> None:
     """Refuse what lists more than any image has, before minutes are spent on it."""
     channels = _get(document, "omero", "channels")
     for items in (entries, _get(entries, 0, "datasets"), _get(entries, 0, "axes"), channels):
-        if len(_list(items)) > _MOST:
-            raise ValueError(f"a list of {len(items):,} entries; {_MOST:,} are read at most")
+        if len(_list(items)) > MOST:
+            raise ValueError(f"a list of {len(items):,} entries; {MOST:,} are read at most")
 
 
 def _model(version: str) -> type[Multiscale04] | type[Multiscale05]:

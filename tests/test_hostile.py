@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import HealthCheck, given, settings
 
 from pyramid_core import PyramidParams, build_pyramid, open_image, plan_pyramid, verify_pyramid
@@ -213,6 +214,17 @@ def test_json_is_read_within_bounds(content: bytes, says: str) -> None:
     """What is too deep, too large, too long or no object is refused, and says so."""
     with pytest.raises(ValueError, match=says):
         json_object(content)
+
+
+def test_a_list_of_labels_is_read_within_bounds(tmp_path: Path) -> None:
+    """A hundred thousand names would be looked for one by one, for minutes; none of them is."""
+    place = image(tmp_path / "a.zarr")
+    build_pyramid(PyramidParams(source=str(place), step=[2, 2], edges="partial"))
+    labels = zarr.open_group(place).create_group("labels")
+    labels.attrs["ome"] = {"version": "0.5", "labels": [str(n) for n in range(100_000)]}
+    found = verify_pyramid(str(place), "none")
+    said = "error: labels: lists 100,000 names; 10,000 are read at most"
+    assert [str(finding) for finding in found.findings if finding.where == "labels"] == [said]
 
 
 def test_what_is_printed_cannot_move_the_cursor() -> None:
