@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -375,6 +377,36 @@ def test_what_is_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(views, "MOST_BYTES", 37_000)
     render_preview(str(source))
     assert Counter(reads) == {"2": 8, "3": 1}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_a_picture_of_a_huge_pyramid_takes_little_memory(tmp_path: Path) -> None:
+    """Of 180 GB, with a level of 44 MB to be shown: under 200 MB, and what builds is not loaded."""
+    levels = [(str(k), 4480 >> k) for k in range(7)]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    for path, n in levels:
+        array = group.create_array(
+            path, shape=(n,) * 3, chunks=(70,) * 3, dtype="u2", dimension_names=list("zyx")
+        )
+        if n <= 280:
+            array[...] = noise((n,) * 3, "u2")
+    datasets = [
+        {"path": p, "coordinateTransformations": [{"type": "scale", "scale": [4480 / n] * 3}]}
+        for p, n in levels
+    ]
+    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    code = (
+        "import pathlib, re, sys\n"
+        "from pyramid_core.cli import main\n"
+        f"main(['preview', {str(tmp_path / 'a.zarr')!r}, '-o', {str(tmp_path / 'a.png')!r}])\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "print('numba' in sys.modules, re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, peak = done.stdout.split()[-2:]
+    assert loaded == "False"
+    assert 90e6 < int(peak) * 1024 < 200e6
 
 
 def test_of_a_large_image_without_levels_the_middle_is_shown(
