@@ -395,7 +395,8 @@ def test_a_picture_of_a_huge_pyramid_takes_little_memory(tmp_path: Path) -> None
         for p, n in levels
     ]
     axes = [{"name": name, "type": "space"} for name in "zyx"]
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    said: Any = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    group.attrs["ome"] = said
     code = (
         "import pathlib, re, sys\n"
         "from pyramid_core.cli import main\n"
