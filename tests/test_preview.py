@@ -21,7 +21,7 @@ from pyramid_core import preview, views
 from pyramid_core.cli import main
 from pyramid_core.errors import LocationError, RequestError, SourceError, TargetError
 from pyramid_core.preview import render_preview, write_preview
-from tests.images import Pyramids, change_document, write_base
+from tests.images import Pyramids, change_document, read_attributes, write_base
 from tests.stories import Array, Shape, build, chunk_files, noise, tree
 
 RED = (255, 0, 0)
@@ -164,12 +164,24 @@ def test_a_volume_that_is_dense_is_shown_by_its_middle_slices(
     assert bool(squares) is (seen == "maximum")
 
 
+def test_hot_pixels_do_not_set_the_contrast(tmp_path: Path) -> None:
+    """One in 7000 is full; their share grows eight times per level by mean, so it is read finely."""
+    voxels = noise((48, 96, 96), "u1").astype("u2") + 300
+    voxels.reshape(-1)[::7001] = 65535
+    place = write_base(tmp_path / "a.zarr", voxels, chunks=(24, 24, 24))
+    build(place)
+    (channel,) = read_attributes(place)["ome"]["omero"]["channels"]
+    assert channel["window"]["end"] < 600
+
+
 def test_the_scale_bar_has_the_unit_that_a_person_would_write() -> None:
     """A number from 1 to below 1000; a unit without SI prefix, or none, stays."""
     asked = [(2000, "micrometer"), (0.5, "micrometer"), (20, "centimeter"), (1000, "nanometer"),
-             (5, "angstrom"), (50, "angstrom"), (0.5, "inch"), (5000, "")]  # fmt: skip
+             (5, "angstrom"), (50, "angstrom"), (0.5, "inch"), (5000, ""),
+             (2000, "meter"), (0.2, "megameter"), (5, "decimeter"), (0.02, "picometer")]  # fmt: skip
     assert [preview._length(*one) for one in asked] == [
         "2 mm", "500 nm", "200 mm", "1 um", "5 angstrom", "5 nm", "0.5 inch", "5000 (no unit)",
+        "2 km", "200 km", "500 mm", "20 fm",
     ]  # fmt: skip
 
 
