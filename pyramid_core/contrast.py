@@ -20,8 +20,9 @@ PERCENTILES = (1.0, 99.9)
 _SAMPLED_BYTES = 32_000_000
 """Voxels that are looked at to find the contrast of one channel."""
 
-_COARSE_VOXELS = 2**15
-"""The contrast comes from the coarsest level that has this many voxels in a channel."""
+_COARSE_VOXELS = 2**18
+"""The contrast comes from the coarsest level that has this many voxels in a channel. In a small
+image, one hot pixel in ten thousand, spread by the mean over a level, would else decide it."""
 
 
 def contrast_windows(plan: PyramidPlan, storage: Storage) -> list[Window]:

@@ -17,6 +17,9 @@ Shape: TypeAlias = tuple[int, ...]
 Region: TypeAlias = tuple[slice, ...]
 """One slice with start and stop per axis, in voxels of one level."""
 
+MAX_AXES = 5
+"""The most axes an NGFF image has: t, c, z, y, x."""
+
 
 def ceil_div(shape: Shape, by: Shape) -> Shape:
     """Divide per axis, rounding up.

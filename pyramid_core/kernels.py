@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pyramid_core.grid import MAX_AXES
 from pyramid_core.lines import Array
 from pyramid_core.means import mean_float, mean_integer_16, mean_integer_32, mean_integer_64
 from pyramid_core.params import METHODS, Method
 from pyramid_core.ranks import max_of, median_of, min_of, mode_of
-
-MAX_AXES = 5
-"""The most axes an NGFF image has: t, c, z, y, x."""
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = ("bool", *INTEGERS, "float16", "float32", "float64")

@@ -46,11 +46,14 @@ _TEXT: Color = (230, 232, 236)
 _QUIET: Color = (146, 152, 163)
 _ACCENT: Color = (255, 196, 87)
 _METRES = {
-    "meter": 1.0, "centimeter": 1e-2, "millimeter": 1e-3, "micrometer": 1e-6,
-    "nanometer": 1e-9, "angstrom": 1e-10, "picometer": 1e-12,
+    "megameter": 1e6, "kilometer": 1e3, "hectometer": 1e2, "meter": 1.0, "decimeter": 1e-1,
+    "centimeter": 1e-2, "millimeter": 1e-3, "micrometer": 1e-6, "nanometer": 1e-9,
+    "angstrom": 1e-10, "picometer": 1e-12, "femtometer": 1e-15,
 }  # fmt: skip
-_PREFIXED = ("meter", "millimeter", "micrometer", "nanometer", "picometer")
+_PREFIXED = ("kilometer", "meter", "millimeter", "micrometer", "nanometer", "picometer",
+             "femtometer")  # fmt: skip
 _SYMBOLS = {name: symbol for symbol, name in reversed(UNIT_SYMBOLS.items()) if symbol.isascii()}
+_SYMBOLS |= {"kilometer": "km", "femtometer": "fm"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ import numpy as np
 
 from pyramid_core.arrays import open_array
 from pyramid_core.errors import LocationError, PyramidError, system_errors
-from pyramid_core.grid import Grid, Shape
+from pyramid_core.grid import MAX_AXES, Grid, Shape
 from pyramid_core.image import AXIS_TYPES, Axis, Codec, Fill, ImageInfo
-from pyramid_core.kernels import MAX_AXES
 from pyramid_core.layout import MOST_PARTS
 from pyramid_core.ngff import Dataset, Multiscales, document_of, parse_multiscales
 from pyramid_core.record import record_of

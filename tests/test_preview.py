@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -19,7 +21,7 @@ from pyramid_core import preview, views
 from pyramid_core.cli import main
 from pyramid_core.errors import LocationError, RequestError, SourceError, TargetError
 from pyramid_core.preview import render_preview, write_preview
-from tests.images import Pyramids, change_document, write_base
+from tests.images import Pyramids, change_document, read_attributes, write_base
 from tests.stories import Array, Shape, build, chunk_files, noise, tree
 
 RED = (255, 0, 0)
@@ -162,12 +164,24 @@ def test_a_volume_that_is_dense_is_shown_by_its_middle_slices(
     assert bool(squares) is (seen == "maximum")
 
 
+def test_hot_pixels_do_not_set_the_contrast(tmp_path: Path) -> None:
+    """One in 7000 is full; their share grows eight times per level by mean, so it is read finely."""
+    voxels = noise((48, 96, 96), "u1").astype("u2") + 300
+    voxels.reshape(-1)[::7001] = 65535
+    place = write_base(tmp_path / "a.zarr", voxels, chunks=(24, 24, 24))
+    build(place)
+    (channel,) = read_attributes(place)["ome"]["omero"]["channels"]
+    assert channel["window"]["end"] < 600
+
+
 def test_the_scale_bar_has_the_unit_that_a_person_would_write() -> None:
     """A number from 1 to below 1000; a unit without SI prefix, or none, stays."""
     asked = [(2000, "micrometer"), (0.5, "micrometer"), (20, "centimeter"), (1000, "nanometer"),
-             (5, "angstrom"), (50, "angstrom"), (0.5, "inch"), (5000, "")]  # fmt: skip
+             (5, "angstrom"), (50, "angstrom"), (0.5, "inch"), (5000, ""),
+             (2000, "meter"), (0.2, "megameter"), (5, "decimeter"), (0.02, "picometer")]  # fmt: skip
     assert [preview._length(*one) for one in asked] == [
         "2 mm", "500 nm", "200 mm", "1 um", "5 angstrom", "5 nm", "0.5 inch", "5000 (no unit)",
+        "2 km", "200 km", "500 mm", "20 fm",
     ]  # fmt: skip
 
 
@@ -375,6 +389,37 @@ def test_what_is_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(views, "MOST_BYTES", 37_000)
     render_preview(str(source))
     assert Counter(reads) == {"2": 8, "3": 1}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_a_picture_of_a_huge_pyramid_takes_little_memory(tmp_path: Path) -> None:
+    """Of 180 GB, with a level of 44 MB to be shown: under 200 MB, and what builds is not loaded."""
+    levels = [(str(k), 4480 >> k) for k in range(7)]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    for path, n in levels:
+        array = group.create_array(
+            path, shape=(n,) * 3, chunks=(70,) * 3, dtype="u2", dimension_names=list("zyx")
+        )
+        if n <= 280:
+            array[...] = noise((n,) * 3, "u2")
+    datasets = [
+        {"path": p, "coordinateTransformations": [{"type": "scale", "scale": [4480 / n] * 3}]}
+        for p, n in levels
+    ]
+    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    said: Any = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    group.attrs["ome"] = said
+    code = (
+        "import pathlib, re, sys\n"
+        "from pyramid_core.cli import main\n"
+        f"main(['preview', {str(tmp_path / 'a.zarr')!r}, '-o', {str(tmp_path / 'a.png')!r}])\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "print('numba' in sys.modules, re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, peak = done.stdout.split()[-2:]
+    assert loaded == "False"
+    assert 90e6 < int(peak) * 1024 < 200e6
 
 
 def test_of_a_large_image_without_levels_the_middle_is_shown(
