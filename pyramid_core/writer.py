@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import ExitStack
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
@@ -278,10 +279,11 @@ _OME_KEYS = ("multiscales", "omero")
 
 
 def _check_writable(storage: Storage) -> None:
-    """Raise what the file system says where nothing can be made in a folder."""
+    """Raise what the file system says where nothing can be made; obstore panics without 8 files."""
     if not is_url(storage.location):
-        with TemporaryFile(dir=local_path(storage.location)):
-            pass
+        with ExitStack() as files:
+            for _ in range(8):
+                files.enter_context(TemporaryFile(dir=local_path(storage.location)))
 
 
 def delete_temporary(plan: PyramidPlan, storage: Storage) -> None:
@@ -318,8 +320,7 @@ def create_level(plan: PyramidPlan, storage: Storage, level: Level) -> None:
         return
     options: dict[str, Any] = {}
     if plan.zarr_format == 2:
-        options["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
-        options["order"] = "C"
+        options |= {"chunk_key_encoding": {"name": "v2", "separator": "/"}, "order": "C"}
     else:
         options["chunk_key_encoding"] = {"name": "default", "separator": "/"}
         options["dimension_names"] = [axis.name for axis in plan.axes]

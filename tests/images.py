@@ -69,7 +69,7 @@ def write_base(
     for name, ids in (labels or {}).items():
         source = {
             "source": {"image": "../../"},
-            "colors": [{"label-value": 1, "rgba": [9, 9, 9, 9]}],
+            "colors": [{"label-value": 1, "rgba": [230, 60, 20, 255]}],
         }
         own = {"image-label": {**source, **({"version": "0.4"} if version == "0.4" else {})}}
         spatial = len(axes) - ids.ndim

@@ -25,7 +25,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(limits, "_hold", hold)
     monkeypatch.setattr(limits, "get_client", lambda **_: nullcontext(client))
     monkeypatch.setattr(limits, "key_of", lambda target: f"image {target}")
-    monkeypatch.setattr(limits, "PREFECT_API_URL", SimpleNamespace(value=lambda: "http://there"))
+    monkeypatch.setattr(limits, "is_own", lambda: False)
     return names
 
 

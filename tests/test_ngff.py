@@ -342,7 +342,7 @@ def test_labels_have_the_levels_of_the_image(pyramids: Pyramids, name: str) -> N
     assert transforms(label) == [(s[more:], t[more:]) for s, t in transforms(image)]
     told = document(label)["image-label"]
     assert told["source"] == {"image": "../../"}
-    assert told["colors"] == [{"label-value": 1, "rgba": [9, 9, 9, 9]}]
+    assert told["colors"] == [{"label-value": 1, "rgba": [230, 60, 20, 255]}]
     assert "omero" not in document(label)
 
 
