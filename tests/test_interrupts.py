@@ -289,19 +289,18 @@ def test_a_terminal_that_is_closed_stops_the_build_unless_nohup_was_said(
     tmp_path: Path, calm: Path
 ) -> None:
     """SIGHUP ends it like Ctrl-C, with 129; where it is ignored from the beginning it stays ignored."""
-    run = Running(tmp_path, "brief", *asked(calm / "in.zarr", tmp_path / "out.zarr"))
-    run.reach(3)
-    run.send(signal.SIGHUP, group=True)
-    assert run.end() == (129, "pyramid: stopped by SIGHUP; run the same again to go on")
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        run = Running(tmp_path, "brief", *asked(calm / "in.zarr", tmp_path / "out.zarr"))
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    run.reach(3)
-    run.send(signal.SIGHUP, group=True)
-    status, _ = run.end()
-    assert status == 0
+    before, ends = signal.getsignal(signal.SIGHUP), []
+    for handed_on in (signal.SIG_DFL, signal.SIG_IGN):  # the tests may run under nohup themselves
+        signal.signal(signal.SIGHUP, handed_on)
+        try:
+            run = Running(tmp_path, "brief", *asked(calm / "in.zarr", tmp_path / "out.zarr"))
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        run.reach(3)
+        run.send(signal.SIGHUP, group=True)
+        ends.append(run.end())
+    assert ends[0] == (129, "pyramid: stopped by SIGHUP; run the same again to go on")
+    assert ends[1][0] == 0
     assert tree(tmp_path / "out.zarr") == tree(calm / "out.zarr")
 
 
