@@ -61,12 +61,16 @@ def main() -> None:
 
 
 def run_case(case: Case, names: list[str], runs: int, folder: Path) -> list[Row]:
-    """Run the contestants of a case in turn, A B C A B C, so that drift hits all alike."""
+    """Run the contestants of a case in turn, A B C, B C A, so that drift hits all alike.
+
+    Nor does one always begin while the disk still takes in what the same other has written.
+    """
     volume, rows = make_volume(case, folder), []
     places = folder / "runs"
     with served(case, volume) if case.remote else nullcontext() as upload:
         for number in range(runs):
-            for name in names:
+            first = number % len(names)
+            for name in [*names[first:], *names[:first]]:
                 # A new place for each run, and nothing is deleted before the last: ext4 is slow
                 # to give out inodes that were deleted in the last seconds.
                 copy = places / f"{name} {number}.zarr"
