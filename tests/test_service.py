@@ -380,11 +380,14 @@ def test_a_cancel_reaches_processes_of_dask_and_the_image_of_a_sweep(
         pass
 
 
-@pytest.mark.parametrize("dask_address", ["", "local"])
+@pytest.mark.parametrize("dask_address", ["", "local"], ids=["threads", "processes"])
 def test_a_cancel_waits_for_no_codec(
-    service: Service, image: Path, running: list[str], brake: Path, dask_address: str
-) -> None:
+    service: Service, image: Path, running: list[str], brake: Path, dask_address: str,
+    long_form: bool,
+) -> None:  # fmt: skip
     """In the midst of blocks that take minutes it is all over within 15 s, and a retry goes on."""
+    if not (dask_address or long_form):
+        pytest.skip("processes are the harder case; threads, another 45 s, by --long")
     asked = {**FORM, **SMALL, "source": str(image), "dask_address": dask_address, "workers": 2}
     run = service.submit(asked, **sabotaged(stuck=brake))
     running.append(run)
