@@ -262,7 +262,8 @@ def _make_sure(job: LevelJob, chunk: Shape, voxels: Array, region: Region) -> No
         if not storage.exists(key):
             msg = f"{key} was listed but could not be found when it was read"
             raise SourceError(msg)
-        again = np.asarray(_opened_surely(job.token, *job.source)[region])
+        opened = _opened_surely if away else partial(_opened, padded=False)
+        again = np.asarray(opened(job.token, *job.source)[region])
         if not same_bits(again, voxels):
             log.warning("%s was listed but read as nothing at first, so it was read again", key)
         voxels[...] = again

@@ -7,26 +7,26 @@ import hashlib
 import hmac
 import http.client
 import re
-import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-import pyramid_core.owner as owner
-import pyramid_core.remote as remote
 from pyramid_core import PyramidParams, build_pyramid, verify_pyramid
-from pyramid_core.errors import AccessError, PyramidError, StoppedError, TargetBusyError
+from pyramid_core.errors import AccessError
 from pyramid_core.stores import open_storage
-from tests.proxy import running_proxy
-from tests.stories import tree, write_image
-from tests.test_faults import until_done
-from tests.test_gcs import downloaded
+from tests import npm
+from tests.buckets import (
+    ASKED,
+    an_owner_is_respected_while_it_moves,
+    build_cut_off,
+    downloaded,
+    image_with_a_gap,
+)
+from tests.stories import tree
 
 pytestmark = pytest.mark.install
 
@@ -35,21 +35,12 @@ ACCOUNT = "devstoreaccount1"
 # The key that every emulator has, as its documentation says.
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
-ASKED: dict[str, Any] = {
-    "step": [2, 2], "chunks": [16, 16], "edges": "partial", "workers": 2, "verify": "full",
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The host and port of the emulator, which keeps nothing."""
-    npm, folder = shutil.which("npm"), tmp_path_factory.mktemp("azurite")
-    if npm is None:
-        pytest.skip("npm is not installed")
-    subprocess.run(
-        [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), AZURITE],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("azurite")
+    npm.install(folder, AZURITE)
     words = "--inMemoryPersistence --blobPort 0 --skipApiVersionCheck --silent --disableTelemetry"
     with subprocess.Popen(
         ["node", folder / "node_modules/azurite/dist/src/blob/main.js", *words.split()],
@@ -93,10 +84,7 @@ def make_container(host: str, name: str) -> None:
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     """An image with a chunk that is not stored."""
-    voxels = np.random.default_rng(3).integers(1, 4000, (40, 56)).astype("u2")
-    found = write_image(tmp_path / "a.zarr", voxels, (16, 16))
-    (found / "0/c/2/1").unlink()
-    return found
+    return image_with_a_gap(tmp_path / "a.zarr")
 
 
 def test_a_pyramid_is_built_in_a_container_and_out_of_it(
@@ -126,20 +114,11 @@ def test_a_build_in_a_container_goes_on_where_it_was_cut_off(
     right = tmp_path / "right.zarr"
     build_pyramid(PyramidParams(source=str(image), target=str(right), **ASKED))
     params = PyramidParams(source=str(image), target=f"{place}/b.zarr", **ASKED)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    monkeypatch.setattr(remote, "PAUSES", (0.01,))
-    monkeypatch.setattr(owner, "WATCH_SECONDS", 2.0)
-    monkeypatch.setattr(owner, "BEAT_SECONDS", 0.4)
-    with running_proxy(f"http://{azurite}") as proxy:
-        monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", proxy.address)
-        proxy.leave(after=9, method="PUT")
-        with pytest.raises(PyramidError, match=r"^[^\n]*cannot be asked now[^\n]*$"):
-            build_pyramid(params)
-        proxy.come_back()
-        proxy.fail("reset", "slow_down", "truncated", seed=5)
-        said = until_done(lambda: build_pyramid(params))
-        assert any(proxy.done[kind] for kind in ("reset", "slow_down", "truncated")), said
-    monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", f"http://{azurite}")
+
+    def lead_to(address: str) -> None:
+        monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", address)
+
+    build_cut_off(params, f"http://{azurite}", lead_to, monkeypatch, after=9, seed=5)
     assert open_storage(place).names() == ["b.zarr"]
     assert tree(downloaded(f"{place}/b.zarr", tmp_path / "b.zarr")) == tree(right)
 
@@ -148,21 +127,7 @@ def test_an_owner_in_a_container_moves_and_is_respected(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it beats, a second build is refused; one that no longer moves is taken over, and knows."""
-    monkeypatch.setattr(owner, "BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(owner, "WATCH_SECONDS", 20.0)
-    target = f"{place}/b.zarr"
-    with owner.own(target) as mine:
-        with pytest.raises(TargetBusyError, match="is being built by process"), owner.own(target):
-            pass
-        stopped: Any = mine
-        beating = stopped._owners[0]
-        beating._stop.set()
-        beating._thread.join()
-        monkeypatch.setattr(owner, "WATCH_SECONDS", 0.5)
-        with owner.own(target) as other:
-            other.check()
-            with pytest.raises(StoppedError, match="was taken over by process"):
-                mine.check()
+    an_owner_is_respected_while_it_moves(f"{place}/b.zarr", monkeypatch)
     assert open_storage(place).names() == []
 
 

@@ -8,25 +8,24 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-import pyramid_core.owner as owner
 import pyramid_core.remote as remote
 from pyramid_core import PyramidParams, build_pyramid, verify_pyramid
 from pyramid_core.arrays import open_array
-from pyramid_core.errors import AccessError, PyramidError, StoppedError, TargetBusyError
+from pyramid_core.errors import AccessError
 from pyramid_core.stores import open_storage
+from tests.buckets import (
+    ASKED,
+    an_owner_is_respected_while_it_moves,
+    build_cut_off,
+    downloaded,
+    image_with_a_gap,
+)
 from tests.gcs import BUCKET, TOKEN, running_gcs
-from tests.proxy import running_proxy
-from tests.stories import tree, write_image
-from tests.test_faults import until_done
+from tests.stories import tree
 
-ASKED: dict[str, Any] = {
-    "step": [2, 2], "chunks": [16, 16], "edges": "partial", "workers": 2, "verify": "full",
-}  # fmt: skip
 VARIABLES = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_BEARER_TOKEN",
              "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY",
              "GOOGLE_SKIP_SIGNATURE")  # fmt: skip
@@ -58,18 +57,7 @@ def by_other_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     """An image with a chunk that is not stored."""
-    voxels = np.random.default_rng(3).integers(1, 4000, (40, 56)).astype("u2")
-    found = write_image(tmp_path / "a.zarr", voxels, (16, 16))
-    (found / "0/c/2/1").unlink()
-    return found
-
-
-def downloaded(location: str, place: Path) -> Path:
-    storage = open_storage(location)
-    for item in storage.listing():
-        (place / item.key).parent.mkdir(parents=True, exist_ok=True)
-        (place / item.key).write_bytes(storage.read(item.key) or b"")
-    return place
+    return image_with_a_gap(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("zarrs", [True, False])
@@ -111,21 +99,9 @@ def test_a_build_in_a_bucket_goes_on_where_it_was_cut_off(
         if path.is_file():
             storage.write(path.relative_to(image).as_posix(), path.read_bytes())
     params = PyramidParams(source=f"{place}/a.zarr", **ASKED)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    monkeypatch.setattr(remote, "PAUSES", (0.01,))
-    monkeypatch.setattr(owner, "WATCH_SECONDS", 2.0)
-    monkeypatch.setattr(owner, "BEAT_SECONDS", 0.4)
     address = json.loads(os.environ["GOOGLE_SERVICE_ACCOUNT_KEY"])["gcs_base_url"]
-    with running_proxy(address) as proxy:
-        lead_to(proxy.address, monkeypatch)
-        proxy.leave(after=after, method="PUT")
-        with pytest.raises(PyramidError, match=r"^[^\n]*cannot be asked now[^\n]*$"):
-            build_pyramid(params)
-        proxy.come_back()
-        proxy.fail("reset", "slow_down", "truncated", seed=after)
-        said = until_done(lambda: build_pyramid(params))
-        assert any(proxy.done[kind] for kind in ("reset", "slow_down", "truncated")), said
-    lead_to(address, monkeypatch)
+    build_cut_off(params, address, lambda there: lead_to(there, monkeypatch), monkeypatch,
+                  after=after, seed=after)  # fmt: skip
     assert verify_pyramid(f"{place}/a.zarr", "full").ok
     assert open_storage(place).names() == ["a.zarr"]
     assert tree(downloaded(f"{place}/a.zarr", tmp_path / "d.zarr")) == tree(right)
@@ -135,22 +111,7 @@ def test_an_owner_in_a_bucket_moves_and_is_respected(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it beats, a second build is refused; one that no longer moves is taken over, and knows."""
-    monkeypatch.setattr(owner, "BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(owner, "WATCH_SECONDS", 20.0)
-    target = f"{place}/b.zarr"
-    with owner.own(target) as mine:
-        with pytest.raises(TargetBusyError, match="is being built by process"), owner.own(target):
-            pass
-        mine.check()
-        stopped: Any = mine
-        beating = stopped._owners[0]
-        beating._stop.set()
-        beating._thread.join()
-        monkeypatch.setattr(owner, "WATCH_SECONDS", 0.5)
-        with owner.own(target) as other:
-            other.check()
-            with pytest.raises(StoppedError, match="was taken over by process"):
-                mine.check()
+    an_owner_is_respected_while_it_moves(f"{place}/b.zarr", monkeypatch)
     assert open_storage(place).names() == []
     assert not [thread for thread in threading.enumerate() if thread.name == "owner"]
 

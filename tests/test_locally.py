@@ -64,21 +64,27 @@ def test_the_script_alone_builds_the_demo_and_writes_nowhere_else(
     ]
 
 
+def failing(tmp_path: Path, environment: dict[str, str], status: int) -> str:
+    """Return what the script says on its way to a status; it has written nothing."""
+    done = subprocess.run(
+        SCRIPT, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert list((tmp_path / "work").iterdir()) == []
+    return done.stderr
+
+
 def test_a_server_that_is_not_there_is_told_of_in_one_line(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     """What was asked, what was found and what to do, status 2, and nothing written."""
     nowhere = {**environment, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    done = subprocess.run(
-        SCRIPT, cwd=tmp_path / "work", env=nowhere, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == (
+    told = failing(tmp_path, nowhere, 2)
+    assert told.splitlines()[-1] == (
         "pyramid.py: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL); start "
         "it, unset the variable, or use pyramid build, which needs none"
     )
-    assert "Traceback" not in done.stderr
-    assert list((tmp_path / "work").iterdir()) == []
+    assert "Traceback" not in told
 
 
 def test_a_signal_that_meets_prefect_between_two_states_is_no_traceback() -> None:
@@ -186,13 +192,8 @@ def test_a_server_that_does_not_come_up_is_told_of(
     """Its own words, one last line of ours that says what to do, status 1, and nothing written."""
     nowhere = "sqlite+aiosqlite:////nowhere/a.db"
     broken = {**environment, "PREFECT_SERVER_DATABASE_CONNECTION_URL": nowhere}
-    done = subprocess.run(
-        SCRIPT, cwd=tmp_path / "work", env=broken, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines()[-1] == (
+    assert failing(tmp_path, broken, 1).splitlines()[-1] == (
         "pyramid.py: the Prefect server of this run ended before it was ready; what it says of "
         "that is above; name one that runs by PREFECT_API_URL, or use pyramid build, which needs "
         "none"
     )
-    assert list((tmp_path / "work").iterdir()) == []

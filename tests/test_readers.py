@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests import npm
 from tests.images import MADE, OMERO, Pyramids, groups
 from tests.stories import paths, read
 
@@ -62,13 +62,7 @@ def digest(array: Path) -> str:
 @pytest.mark.install
 def test_zarrita_reads_every_level_of_every_pyramid(pyramids: Pyramids, tmp_path: Path) -> None:
     """In Node, which reads as web viewers do: shape and voxels are those that TensorStore reads."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("npm is not installed")
-    subprocess.run(
-        [npm, "install", "--no-audit", "--no-fund", "--prefix", str(tmp_path), ZARRITA],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    npm.install(tmp_path, ZARRITA)
     (tmp_path / "read.mjs").write_text(
         """
         import { createHash } from "node:crypto";
