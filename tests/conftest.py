@@ -45,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares something that is slow to make, when processes share the tests."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue  # in a group of its own choice
         for name in SHARED:
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(name))

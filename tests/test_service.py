@@ -22,6 +22,9 @@ from tests.stories import attributes, build, chunk_files, noise, paths, tree, wr
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(600)]
 
+stops = pytest.mark.xdist_group("stops")
+"""Tests that wait long for what stops, or stop the server: run beside the others, on a second one."""
+
 SABOTEUR = ROOT / "tests" / "saboteur"
 FORM: dict[str, Any] = {
     "target": "", "step": [], "max_levels": 0, "method": "mean", "edges": "partial", "chunks": [],
@@ -177,6 +180,7 @@ def test_a_failed_run_goes_on_where_it_was_when_it_is_retried_in_the_ui(
     assert tree(image) == expected
 
 
+@stops
 def test_a_cancel_stops_the_work_and_leaves_it_to_be_gone_on_with(
     service: Service, image: Path, expected: dict[str, str], running: list[str], brake: Path
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_cancel_stops_the_work_and_leaves_it_to_be_gone_on_with(
     assert tree(image) == expected
 
 
+@stops
 def test_a_run_whose_process_is_killed_is_picked_up_once_without_a_person(
     service: Service, image: Path, expected: dict[str, str], running: list[str], brake: Path
 ) -> None:
@@ -220,6 +225,7 @@ def test_a_run_whose_process_is_killed_is_picked_up_once_without_a_person(
     assert states.count("AwaitingRetry") <= states.count("Crashed"), states
 
 
+@stops
 def test_a_cancelled_run_that_is_told_to_have_crashed_is_not_picked_up(
     service: Service, image: Path, running: list[str]
 ) -> None:
@@ -360,6 +366,7 @@ def test_an_event_of_an_instrument_starts_a_run(service: Service, image: Path) -
     assert len(paths(image)) > 1
 
 
+@stops
 @pytest.mark.parametrize("name", ["pyramid/pyramid", "sweep/sweep-nightly"])
 def test_a_cancel_reaches_processes_of_dask_and_the_image_of_a_sweep(
     service: Service, image: Path, running: list[str], brake: Path, name: str
@@ -380,14 +387,12 @@ def test_a_cancel_reaches_processes_of_dask_and_the_image_of_a_sweep(
         pass
 
 
+@stops
 @pytest.mark.parametrize("dask_address", ["", "local"], ids=["threads", "processes"])
 def test_a_cancel_waits_for_no_codec(
-    service: Service, image: Path, running: list[str], brake: Path, dask_address: str,
-    long_form: bool,
-) -> None:  # fmt: skip
+    service: Service, image: Path, running: list[str], brake: Path, dask_address: str
+) -> None:
     """In the midst of blocks that take minutes it is all over within 15 s, and a retry goes on."""
-    if not (dask_address or long_form):
-        pytest.skip("processes are the harder case; threads, another 45 s, by --long")
     asked = {**FORM, **SMALL, "source": str(image), "dask_address": dask_address, "workers": 2}
     run = service.submit(asked, **sabotaged(stuck=brake))
     running.append(run)
@@ -435,6 +440,7 @@ def test_the_script_reports_to_the_server_that_it_is_told_of(
     assert tree(image) == expected
 
 
+@stops
 def test_a_run_outlives_the_death_of_the_server(
     service: Service, image: Path, expected: dict[str, str], running: list[str], brake: Path
 ) -> None:
@@ -455,6 +461,7 @@ def test_a_run_outlives_the_death_of_the_server(
     assert tree(image) == expected
 
 
+@stops
 def test_the_runs_of_a_lost_worker_are_picked_up_by_the_next(
     service: Service,
     image: Path,
