@@ -5,7 +5,8 @@
 The first calls a run crashed that has not been heard of for three heartbeats, which Prefect itself
 never does. The second begins a crashed run of a deployment again; it finds its finished blocks in
 the store. Both look at our flows only. A run that crashes each time is given up by the flow itself
-(``MOST_RUNS`` in flows/limits.py).
+(``MOST_RUNS`` in flows/limits.py), and one that never came to run is not begun again: nothing would
+count how often.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ that it crashed and, up to nine seconds later on a busy machine, that it was can
 def automations(within: timedelta, calm: timedelta) -> list[Automation]:
     """Return both; *within* is how long a run may be silent, *calm* how long it stays crashed."""
     runs = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
+    have_run = ResourceSpecification({**runs.root, "prefect.run-count": ["!0"]})
     ours = ResourceSpecification(
         {"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS}
     )
@@ -71,7 +73,7 @@ def automations(within: timedelta, calm: timedelta) -> list[Automation]:
         trigger=EventTrigger(
             after={"prefect.flow-run.Crashed"},
             expect={f"prefect.flow-run.{name}" for name in MOVED_ON},
-            match=runs,
+            match=have_run,
             match_related=[ours, deployed],
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,

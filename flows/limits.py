@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 
 import httpx
 from prefect import runtime
@@ -34,9 +35,6 @@ STORE_LIMIT = "pyramid-store"
 WAIT_SECONDS = 600.0
 """How long a run waits for another one of the same image before the core's guard decides."""
 
-ASK_SECONDS = 2.0
-"""How often a run that waits asks for a slot."""
-
 BUSY_SECONDS = 5.0
 """How often a run that was picked up looks whether its former self has let the image go."""
 
@@ -49,18 +47,34 @@ LEASE_SECONDS = 60.0
 MOST_RUNS = 10
 """A run that crashed is begun again this often at most: what kills it each time would go on."""
 
+_begun_again: ContextVar[bool] = ContextVar("begun_again", default=False)
+
 _UNREACHABLE = (httpx.HTTPError, ConcurrencySlotAcquisitionError)
 
 
-def check_runs() -> None:
-    """Give up a run that has crashed too often.
+@contextmanager
+def bounded_runs() -> Iterator[None]:
+    """Give up a run that has crashed too often; within the block, know if it was begun before.
 
     Raises:
-        StoppedError: If so.
+        StoppedError: If it has.
     """
     if runtime.flow_run.run_count > MOST_RUNS:
         msg = f"this run was begun {MOST_RUNS} times and did not end; run it anew to go on"
         raise StoppedError(msg)
+    known = _begun_again.set(is_begun_again() or runtime.flow_run.run_count > 1)
+    try:
+        yield
+    finally:
+        _begun_again.reset(known)
+
+
+def is_begun_again() -> bool:
+    """Return whether this run, or the sweep that it is part of, was begun before.
+
+    Then its former self may not have ended yet, or be killed and hold a slot a little longer.
+    """
+    return _begun_again.get()
 
 
 def when_free(build: Callable[[], BuildResult]) -> BuildResult:
@@ -73,7 +87,7 @@ def when_free(build: Callable[[], BuildResult]) -> BuildResult:
         try:
             return build()
         except TargetBusyError as error:
-            if runtime.flow_run.run_count == 1 or time.monotonic() > deadline:
+            if not is_begun_again() or time.monotonic() > deadline:
                 raise
             log.info("%s", error)
         time.sleep(BUSY_SECONDS)
@@ -85,13 +99,11 @@ def limits(plan: PyramidPlan) -> Iterator[None]:
     if is_own():
         yield
         return
-    # A run that crashed and was picked up again would wait for itself: its slot is leased a little
-    # longer.
-    again = runtime.flow_run.run_count > 1
     held: list[str] = []
     with ExitStack() as slots:
         try:
-            for name in [] if again else [key_of(image.target) for image in plan.images]:
+            # Else a run that was picked up would wait for itself.
+            for name in [] if is_begun_again() else [key_of(i.target) for i in plan.images]:
                 with get_client(sync_client=True) as client:
                     client.upsert_global_concurrency_limit_by_name(name, 1)
                 if _hold(slots, name, WAIT_SECONDS):

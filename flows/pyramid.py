@@ -21,13 +21,13 @@ from prefect.settings import PREFECT_API_URL
 
 from flows import reports, server, tasks
 from flows.form import takes
-from flows.limits import check_runs, limits, when_free
+from flows.limits import bounded_runs, limits, when_free
 from flows.stops import ended_in_time
 from pyramid_core.answers import summary
 from pyramid_core.build import BuildResult, Steps, plan_build, run_plan
 from pyramid_core.errors import PyramidError, RequestError, printable
 from pyramid_core.options import Parser, add_params, given_params
-from pyramid_core.params import PyramidParams, parse_params
+from pyramid_core.params import PyramidParams
 from pyramid_core.preview import write_preview
 from pyramid_core.progress import is_news
 from pyramid_core.report import write_report
@@ -45,7 +45,7 @@ def _run_name() -> str:
     return f"pyramid of {shown(str(runtime.flow_run.parameters['source']))}"  # without passwords
 
 
-@flow(name="pyramid", flow_run_name=_run_name)
+@flow(name="pyramid", flow_run_name=_run_name, persist_result=False)
 @takes(PyramidParams)
 def build_pyramid(**parameters: Any) -> BuildResult | State:
     """Build the levels of an image, each from the one before it, and publish it as OME-Zarr.
@@ -54,16 +54,16 @@ def build_pyramid(**parameters: Any) -> BuildResult | State:
     """
     logging.getLogger("pyramid_core").setLevel(logging.INFO)
     try:
-        check_runs()
-        with ended_in_time():
-            return _build(parse_params(parameters))
+        with bounded_runs(), ended_in_time():
+            return _build(parameters)
     except PyramidError as error:
         return tasks.failed(error)
 
 
-def _build(params: PyramidParams) -> BuildResult:
+def _build(parameters: dict[str, Any]) -> BuildResult:
     """Run the tasks; called one after another, so that a cancel reaches the one that runs."""
-    tasks.validate(params, return_state=True).result()
+    validated: Any = tasks.validate(parameters, return_state=True)
+    params: PyramidParams = validated.result()
     if params.test_image != "none":
         tasks.create_test_image(params)
     plan = tasks.plan(params)

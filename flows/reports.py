@@ -10,7 +10,6 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,7 +30,7 @@ from pyramid_core.job import BlockResult
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.opening import ways_to_open
 from pyramid_core.params import human
-from pyramid_core.stores import is_url, same_place, shown
+from pyramid_core.stores import same_place, shown
 
 log = logging.getLogger("pyramid_core.flows")
 
@@ -128,7 +127,7 @@ def show_plan(plan: PyramidPlan) -> None:
 def show_result(result: BuildResult, picture: bytes | None = None) -> None:
     """Leave the table of levels, the report and a link as artifacts of the run."""
     plan = result.plan
-    link = shown(plan.target) if is_url(plan.target) else Path(plan.target).as_uri()
+    told = key_of(plan.target, "report")
     create_table_artifact(
         level_rows(result),
         key=key_of(plan.target, "levels"),
@@ -136,14 +135,15 @@ def show_result(result: BuildResult, picture: bytes | None = None) -> None:
     )
     create_markdown_artifact(
         report(result, picture),
-        key=key_of(plan.target, "report"),
+        key=told,
         description=f"Report on {shown(plan.target)}",
     )
+    # A page may not open a folder or a bucket; the report says how to.
     create_link_artifact(
-        link,
+        f"/v2/artifacts/key/{told}",
         link_text=shown(plan.target),
         key=key_of(plan.target, "image"),
-        description=f"Where {plan.source.name} is",
+        description=f"Where {plan.source.name} is; the link leads to how it is opened",
     )
 
 

@@ -48,7 +48,9 @@ def ended_in_time() -> Iterator[None]:
             hurry(number)
         elif not timers:
             # Known here alone: a signal is handled in the context of the task that it meets.
-            before_end.append(partial(_report, runtime.task_run.id))
+            flow_run = runtime.flow_run
+            image_of_sweep = flow_run.id if flow_run.parent_flow_run_id else None
+            before_end.append(partial(_report, runtime.task_run.id, image_of_sweep))
             timers.append(end_later(number, GRACE_SECONDS))
         usual(number, frame)
 
@@ -61,15 +63,20 @@ def ended_in_time() -> Iterator[None]:
             timer.cancel()
 
 
-def _report(task_run: str | None) -> None:
-    """Tell the server of the task that ends here; else it would be shown as running for ever."""
-    if task_run is not None:
-        telling = threading.Thread(target=_tell, args=(UUID(task_run),), daemon=True)
-        telling.start()
-        telling.join(REPORT_SECONDS)
+def _report(task_run: str | None, flow_run: str | None) -> None:
+    """Tell the server of what ends here; else it would be shown as running for ever.
+
+    The run itself is told of by Prefect, but of a sweep that is the sweep, not its image.
+    """
+    telling = threading.Thread(target=_tell, args=(task_run, flow_run), daemon=True)
+    telling.start()
+    telling.join(REPORT_SECONDS)
 
 
-def _tell(task_run: UUID) -> None:
+def _tell(task_run: str | None, flow_run: str | None) -> None:
     state: Any = Crashed(message="Stopped while a block was in a codec, which waits for nobody.")
     with suppress(Exception), get_client(sync_client=True) as client:
-        client.set_task_run_state(task_run, state, force=True)
+        if task_run is not None:
+            client.set_task_run_state(UUID(task_run), state, force=True)
+        if flow_run is not None:
+            client.set_flow_run_state(UUID(flow_run), state, force=True)

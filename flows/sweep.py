@@ -19,14 +19,20 @@ from prefect import flow, runtime, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterIdempotencyKey,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling, Failed
+from prefect.states import Cancelling, Crashed, Failed
 
 from flows.form import takes
-from flows.limits import check_runs
+from flows.limits import bounded_runs, is_begun_again
 from flows.pyramid import build_pyramid
 from flows.reports import key_of
 from flows.tasks import failed
@@ -72,7 +78,7 @@ def _run_name() -> str:
     return f"sweep of {shown(str(runtime.flow_run.parameters['inbox']))}"
 
 
-@flow(name="sweep", flow_run_name=_run_name)
+@flow(name="sweep", flow_run_name=_run_name, persist_result=False)
 @takes(SweepParams)
 def sweep_inbox(**parameters: Any) -> list[Outcome] | State:
     """Find every image below a location and build those that have no finished pyramid.
@@ -82,9 +88,11 @@ def sweep_inbox(**parameters: Any) -> list[Outcome] | State:
     """
     logging.getLogger("pyramid_core").setLevel(logging.INFO)
     try:
-        check_runs()
-        params = parse_sweep_params(parameters)
-        outcomes = list(_sweep(params))
+        with bounded_runs():
+            params = parse_sweep_params(parameters)
+            if is_begun_again():
+                _end_former_images()
+            outcomes = list(_sweep(params))
     except PyramidError as error:
         return failed(error)
     create_table_artifact(
@@ -98,6 +106,24 @@ def sweep_inbox(**parameters: Any) -> list[Outcome] | State:
         first = f"{faults[0].image}: {faults[0].note}"
         return Failed(message=f"{len(faults)} of {len(outcomes)} images failed; the first, {first}")
     return outcomes
+
+
+def _end_former_images() -> None:
+    """Call crashed what this run had begun before it was killed.
+
+    Prefect knows the image runs of a sweep by their order alone, and would go on with one that is
+    still called running under the name and the parameters of another image.
+    """
+    unfinished = FlowRunFilter(
+        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[UUID(runtime.flow_run.id)]),
+        state=FlowRunFilterState(
+            type=FlowRunFilterStateType(not_any_=list(TERMINAL_STATES)),
+        ),
+    )
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=unfinished):
+            lost: Any = Crashed(message="The sweep that built it was lost and begun again.")
+            client.set_flow_run_state(run.id, lost, force=True)
 
 
 def _look_name() -> str:

@@ -18,7 +18,7 @@ from pyramid_core.build import build_level as build_level_of
 from pyramid_core.errors import PyramidError, RequestError, is_transient
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.owner import Owner
-from pyramid_core.params import PyramidParams
+from pyramid_core.params import PyramidParams, parse_params
 from pyramid_core.preview import render_preview
 from pyramid_core.stores import shown
 from pyramid_core.verify import Verification, gate
@@ -36,7 +36,7 @@ _RETRIES: Any = {
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": _is_transient,
 }
-"""For tasks that move voxels: a store may hang up, and what is finished stays."""
+"""For tasks that build or verify: a store may hang up, and what is finished stays."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -56,17 +56,23 @@ def failed(error: PyramidError) -> State:
 
 def _of_source() -> str:
     """Return the name of a task run before there is a plan; locations may hold passwords."""
-    return f"{runtime.task_run.task_name} {shown(runtime.task_run.parameters['params'].source)}"
+    given = runtime.task_run.parameters
+    source = given["params"].source if "params" in given else given["parameters"]["source"]
+    return f"{runtime.task_run.task_name} {shown(str(source))}"
 
 
 @task(cache_policy=NO_CACHE, task_run_name=_of_source)
-def validate(params: PyramidParams) -> State | None:
-    """Check divisibility per level and axis, data type, target and memory; writes nothing."""
+def validate(parameters: dict[str, Any]) -> PyramidParams | State:
+    """Check each value, divisibility per level and axis, data type, target and memory.
+
+    Writes nothing; returns what is asked as the other tasks take it.
+    """
     try:
+        params = parse_params(parameters)
         plan_build(params)
     except RequestError as error:
         return failed(error)
-    return None
+    return params
 
 
 @task(cache_policy=NO_CACHE, task_run_name=_of_source)

@@ -13,13 +13,13 @@ import numpy as np
 
 from pyramid_core.audit import Finding
 from pyramid_core.execute import read_block
-from pyramid_core.flight import run_blocks
+from pyramid_core.flight import Work, run_blocks
 from pyramid_core.grid import Grid, Region, Shape
 from pyramid_core.image import ImageInfo
 from pyramid_core.job import LevelJob, this_process
 from pyramid_core.model import Level
 from pyramid_core.params import VerifyMode
-from pyramid_core.presence import Mask, Presence
+from pyramid_core.presence import Presence
 from pyramid_core.stores import open_storage
 from pyramid_core.voxels import MOST_FINDINGS, SAMPLE
 
@@ -79,7 +79,7 @@ def decode_level(
     found = Decoded(where)
     job = _job(level, count)
     chosen = _chosen(level, job, mode, wanted, found)
-    for block in run_blocks(job, read_block, chosen, workers, 2 * count):
+    for block in run_blocks(read_block, chosen, workers, 2 * count):
         found.count += 1
         if block.fault:
             found.faults[block.index] = (job.level.blocks.region(block.index), block.fault)
@@ -88,7 +88,7 @@ def decode_level(
 
 def _chosen(
     level: ImageInfo, job: LevelJob, mode: VerifyMode, wanted: Wanted, found: Decoded
-) -> Iterator[tuple[Shape, Mask | None]]:
+) -> Iterator[Work]:
     first, last = True, None
     for key, cell, size in _objects(level, job.level.units):
         if cell is None:
@@ -97,13 +97,13 @@ def _chosen(
             continue
         drawn = first or size == 0 or random.Random(key).random() < 1 / SAMPLE
         if mode == "full" or (mode == "sample" and drawn) or wanted(job.level.blocks.region(cell)):
-            yield cell, None
+            yield job, cell, None
             last = None
         else:
             last = cell
         first = False
     if mode == "sample" and last is not None:
-        yield last, None
+        yield job, last, None
 
 
 def _objects(level: ImageInfo, units: Grid) -> Iterator[tuple[str, Shape | None, int]]:

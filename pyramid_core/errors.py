@@ -200,3 +200,17 @@ def is_transient(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+_REFUSED = frozenset({errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
+"""What a system says of the process that asks, whatever is stored."""
+
+
+def tells_of_image(error: BaseException) -> bool:
+    """Return whether a read failed because of what is stored, so that to say so is a finding.
+
+    >>> tells_of_image(ValueError("corrupt chunk")), tells_of_image(OSError(errno.EMFILE, ""))
+    (True, False)
+    """
+    refused = isinstance(error, MemoryError) or system_number(error) in _REFUSED
+    return not (refused or isinstance(error, PyramidError) or is_transient(error))

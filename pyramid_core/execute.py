@@ -20,8 +20,8 @@ import numpy as np
 
 from pyramid_core.arrays import open_array, with_padding
 from pyramid_core.direct import DirectArray, direct
-from pyramid_core.errors import PyramidError, SourceError, StoppedError, is_transient
-from pyramid_core.flight import run_blocks, stopped
+from pyramid_core.errors import SourceError, StoppedError, tells_of_image
+from pyramid_core.flight import Work, run_blocks, stopped
 from pyramid_core.grid import (
     Grid,
     Region,
@@ -72,7 +72,8 @@ def build_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResul
     with _slot(job):
         write_block(job, index, compute_block(job, index, present))
     heard += warnings_heard() if away else ()
-    return BlockResult(index, time.perf_counter() - start, worker, warnings=heard)
+    seconds = time.perf_counter() - start
+    return BlockResult(job.level.index, index, seconds, worker, warnings=heard)
 
 
 def write_block(job: LevelJob, index: Shape, voxels: Array) -> None:
@@ -101,7 +102,7 @@ def _background(job: LevelJob, shape: Shape) -> Array:
 def check_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult:
     """Compute one block again and compare it with what is stored, bit for bit.
 
-    What cannot be decoded is a finding, here or of the finer level; what may work a moment later
+    What cannot be decoded is a finding, here or of the finer level; what tells nothing of the image
     is raised.
     """
     start = time.perf_counter()
@@ -111,12 +112,13 @@ def check_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResul
         try:
             expected = compute_block(job, index, present)
         except Exception as error:
-            if isinstance(error, PyramidError) or is_transient(error):
+            if not tells_of_image(error):
                 raise
             fault = _fault(error)
         else:
             equal = _is_stored(job, region, expected)
-    return BlockResult(index, time.perf_counter() - start, this_process(), equal, fault)
+    seconds = time.perf_counter() - start
+    return BlockResult(job.level.index, index, seconds, this_process(), equal, fault)
 
 
 def read_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult:  # noqa: ARG001 - a task's form
@@ -130,10 +132,11 @@ def read_block(job: LevelJob, index: Shape, present: Mask | None) -> BlockResult
             for tile in Grid(job.level.shape, job.level.tile).within(region):
                 _read(job.source[0], array, tile)
         except Exception as error:
-            if isinstance(error, PyramidError) or is_transient(error):
+            if not tells_of_image(error):
                 raise
             fault = _fault(error)
-    return BlockResult(index, time.perf_counter() - start, this_process(), not fault, fault)
+    seconds = time.perf_counter() - start
+    return BlockResult(job.level.index, index, seconds, this_process(), not fault, fault)
 
 
 def _read(location: str, array: zarr.Array[Any] | DirectArray, region: Region) -> Array:
@@ -162,7 +165,7 @@ def _is_stored(job: LevelJob, region: Region, expected: Array) -> bool:
             array = opened()
             stored = _read(job.target[0], array, region)
         except Exception as error:
-            if isinstance(error, PyramidError) or is_transient(error):
+            if not tells_of_image(error):
                 raise
             return False  # a chunk that cannot be decoded is a wrong chunk
         if same_bits(expected, stored):
@@ -360,11 +363,11 @@ class LevelRun:
         """Build the missing blocks."""
         job = level_job(self.plan, self.level)
         missing = self.missing(job)
-        for result in run_blocks(job, build_block, missing, self.executor, self.in_flight):
+        for result in run_blocks(build_block, missing, self.executor, self.in_flight):
             self.built += 1
             yield result
 
-    def missing(self, job: LevelJob) -> Iterator[tuple[Shape, Mask | None]]:
+    def missing(self, job: LevelJob) -> Iterator[Work]:
         """Yield the blocks that have source data and lack a stored object."""
         source = source_presence(job)
         target = target_presence(self.plan, self.level)
@@ -375,7 +378,7 @@ class LevelRun:
             elif (target.window(units_of(self.level, index)) | ~need).all():
                 self.found += 1
             else:
-                yield index, present
+                yield job, index, present
 
 
 def run_level(plan: PyramidPlan, level: Level, executor: Executor) -> LevelRun:

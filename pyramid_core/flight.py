@@ -26,13 +26,15 @@ stopped: set[str] = set()
 
 Task = Callable[[LevelJob, Shape, Mask | None], BlockResult]
 
+Work = tuple[LevelJob, Shape, Mask | None]
+"""What a task is given: a level, the index of a block of it, and which of the stored objects that
+the block is read from are there; None if nobody knows."""
+
+Pending = dict[Future[BlockResult], tuple[LevelJob, Shape]]
+
 
 def run_blocks(
-    job: LevelJob,
-    task: Task,
-    blocks: Iterator[tuple[Shape, Mask | None]],
-    executor: Executor,
-    in_flight: int,
+    task: Task, blocks: Iterator[Work], executor: Executor, in_flight: int
 ) -> Iterator[BlockResult]:
     """Run a task on blocks, a bounded number at a time; yield each result as it comes.
 
@@ -40,23 +42,25 @@ def run_blocks(
         BuildError: If a block fails; names level, region and cause. The blocks that run are
             waited for, the others are not begun.
     """
-    pending: dict[Future[BlockResult], Shape] = {}
+    pending: Pending = {}
+    tokens: set[str] = set()
     try:
-        for index, present in blocks:
-            pending[_submit(executor, task, job, index, present)] = index
+        for job, index, present in blocks:
+            tokens.add(job.token)
+            pending[_submit(executor, task, job, index, present)] = job, index
             if len(pending) >= in_flight:
-                yield from _finished(job, pending, executor)
+                yield from _finished(pending, executor)
         while pending:
-            yield from _finished(job, pending, executor)
+            yield from _finished(pending, executor)
     finally:
-        stopped.add(job.token)
+        stopped.update(tokens)
         # Dask calls a block cancelled that its worker goes on with; it must end before the target
         # is let go. A lost worker's blocks run elsewhere.
         if not is_cluster(executor):
             for future in pending:
                 future.cancel()
         _wait(set(pending), executor, ALL_COMPLETED)
-        stopped.discard(job.token)
+        stopped.difference_update(tokens)
 
 
 _LOOK_AGAIN, _SILENT = 1.0, 120
@@ -94,14 +98,12 @@ def _lost(job: LevelJob) -> BuildError:
     return BuildError(f"level {job.level.path}: the Dask scheduler was lost; start one{GO_ON}")
 
 
-def _finished(
-    job: LevelJob, pending: dict[Future[BlockResult], Shape], executor: Executor
-) -> Iterator[BlockResult]:
+def _finished(pending: Pending, executor: Executor) -> Iterator[BlockResult]:
     done = _wait(set(pending), executor, FIRST_COMPLETED)
     if not done:
-        raise _lost(job)
+        raise _lost(next(iter(pending.values()))[0])
     for future in done:
-        index = pending.pop(future)
+        job, index = pending.pop(future)
         try:
             result = future.result()
         except Exception as error:

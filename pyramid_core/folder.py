@@ -34,17 +34,17 @@ _KINDS = {
 _NO_LINK = "a link that leads nowhere"
 
 
-class File(NamedTuple):
-    """What a listing tells of a file."""
+class StoredObject(NamedTuple):
+    """One object of a listing, of a folder or of another store."""
 
     key: str
-    """Its path below the folder."""
+    """Key below the location."""
     size: int
     """Bytes."""
     mark: str
-    """Time of the last change."""
+    """Time of the last change, or the etag: what differs when the content was replaced."""
     odd: str = ""
-    """What it is, where it is no file."""
+    """What it is where it is no object, but a folder, a pipe, a link that leads nowhere."""
 
 
 def kind(path: Path) -> str:
@@ -107,7 +107,7 @@ def names(folder: Path) -> list[str]:
         return []
 
 
-def listing(root: Path, prefix: str) -> Iterator[File]:
+def listing(root: Path, prefix: str) -> Iterator[StoredObject]:
     """Yield all that lies below a folder, whatever it is; of folders, those that are empty.
 
     Raises:
@@ -117,10 +117,10 @@ def listing(root: Path, prefix: str) -> Iterator[File]:
     if found == "a folder":
         yield from _below(str(root / prefix), f"{prefix}/" if prefix else "")
     elif found:
-        yield File(prefix, 0, "", found)
+        yield StoredObject(prefix, 0, "", found)
 
 
-def _below(root: str, prefix: str) -> Iterator[File]:
+def _below(root: str, prefix: str) -> Iterator[StoredObject]:
     pending = [(root, prefix)]
     while pending:
         folder, start = pending.pop()
@@ -136,7 +136,7 @@ def _below(root: str, prefix: str) -> Iterator[File]:
                         raise
                     # What is no link was deleted meanwhile, or has got its final name.
                     if entry.is_symlink():
-                        yield File(key, 0, "", _NO_LINK)
+                        yield StoredObject(key, 0, "", _NO_LINK)
                     continue
                 if status is None:
                     if entry.is_symlink():
@@ -145,9 +145,9 @@ def _below(root: str, prefix: str) -> Iterator[File]:
                 elif not _TEMPORARY.search(entry.name):
                     found = _KINDS[stat.S_IFMT(status.st_mode)]
                     odd = "" if found == "a file" else found
-                    yield File(key, status.st_size, str(status.st_mtime_ns), odd)
+                    yield StoredObject(key, status.st_size, str(status.st_mtime_ns), odd)
         if is_empty:
-            yield File(start.rstrip("/"), 0, "", "a folder")
+            yield StoredObject(start.rstrip("/"), 0, "", "a folder")
 
 
 def _refuse_cycle(link: str) -> None:

@@ -57,6 +57,8 @@ class LevelJob:
 class BlockResult:
     """What became of one block."""
 
+    level: int
+    """Index of its level."""
     index: Shape
     """Index of the block in the level's grid."""
     seconds: float

@@ -57,6 +57,8 @@ def needed_units(
     if plan.background is None or present.all():
         return np.ones(counts, bool), present
     need = np.zeros(counts, bool)
+    if not present.any():
+        return need, present
     origin = tuple(axis.start for axis in cells)
     for unit, part in zip(np.ndindex(*counts), level.units.within(region), strict=True):
         fine = finer_region(part, level.step, job.finer_shape)

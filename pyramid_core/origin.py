@@ -26,20 +26,24 @@ def look_at(source: ImageInfo) -> dict[str, Any]:
     be listed is known by its place, and by what the server tells of its metadata, its first and its
     last chunk.
     """
+    look, _ = look_and_presence(source)
+    return look
+
+
+def look_and_presence(source: ImageInfo) -> tuple[dict[str, Any], Presence | None]:
+    """Return how a source looks, and what is stored of it by the same listing, if there is one."""
     storage = open_storage(source.location)
     look: dict[str, Any] = {"metadata": _metadata(storage, source.path)}
     if not storage.listable:
-        return {**look, **_told_by_server(storage, source)}
+        return {**look, **_told_by_server(storage, source)}, None
     objects = size = total = 0
     presence = _presence(storage, source)
-    deepest = presence.key((0,) * len(source.shape)).count("/")
-    for item in storage.listing(source.path, odd=True):
-        if item.odd or item.key.count("/") > deepest:
-            presence.refuse_odd(item, source.path)
+    for item in presence.noted():
         if not item.odd and item.key.rpartition("/")[2] not in METADATA:
             objects, size = objects + 1, size + item.size
             total += object_hash(item.key, item.size, item.mark)
-    return {**look, "objects": objects, "bytes": size, "digest": digest_of(total)}
+    look |= {"objects": objects, "bytes": size, "digest": digest_of(total)}
+    return look, presence
 
 
 def changes_between(before: Any, now: dict[str, Any]) -> str:

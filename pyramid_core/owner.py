@@ -32,7 +32,7 @@ from pyramid_core.errors import (
     is_transient,
     reason_and_remedy,
 )
-from pyramid_core.remote import asked, connect, lacks_bucket, told
+from pyramid_core.remote import PAUSES, asked, connect, lacks_bucket, told
 from pyramid_core.stores import Storage, is_url, local_path, open_storage, shown, split
 from pyramid_core.urls import hidden
 
@@ -210,7 +210,8 @@ class _ObjectOwner(Owner):
         Left behind it does no harm: it does not move, so the next build takes it over.
         """
         self._stop.set()
-        self._thread.join(BEAT_SECONDS if hasty else None)
+        # A beat that is under way may arrive as long after as it is asked again.
+        self._thread.join(sum(PAUSES) + 1 if hasty else None)
         if hasty:
             self._store = connect(self._place.location, hasty=True)
             self._place = Storage(self._place.location, self._store)

@@ -343,18 +343,19 @@ def _write_blocks(plan: PyramidPlan, pattern: Pattern, workers: Executor) -> Non
     """Draw the blocks that are not there yet."""
     level = plan.levels[0]
     job, task = level_job(plan, level), partial(_draw_block, pattern)
-    for _ in run_blocks(job, task, _missing(plan, pattern), workers, in_flight(plan, workers)):
+    missing = ((job, index, None) for index in _missing(plan, pattern))
+    for _ in run_blocks(task, missing, workers, in_flight(plan, workers)):
         pass
 
 
-def _missing(plan: PyramidPlan, pattern: Pattern) -> Iterator[tuple[Shape, Mask | None]]:
+def _missing(plan: PyramidPlan, pattern: Pattern) -> Iterator[Shape]:
     level = plan.levels[0]
     present = target_presence(plan, level)
     for index in level.blocks:
         cells = units_of(level, index)
         sparse = pattern.kind == "sparse"
         if not present.window(cells).all() and not (sparse and not _any_occupied(pattern, cells)):
-            yield index, None
+            yield index
 
 
 def _any_occupied(pattern: Pattern, cells: Region) -> bool:
@@ -366,7 +367,7 @@ def _draw_block(pattern: Pattern, job: LevelJob, index: Shape, _: Mask | None) -
     """Draw and write one block; running it twice is harmless."""
     start = time.perf_counter()
     write_block(job, index, draw(pattern, job.level.blocks.region(index)))
-    return BlockResult(index, time.perf_counter() - start, "")
+    return BlockResult(job.level.index, index, time.perf_counter() - start, "")
 
 
 def _publish(plan: PyramidPlan, pattern: Pattern) -> None:

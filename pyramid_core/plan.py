@@ -156,11 +156,11 @@ def _check_divisible(asked: Asked, shape: Shape, step: Shape, level: int) -> Non
 def _levels(asked: Asked, outlines: list[Outline]) -> tuple[tuple[Level, ...], int]:
     """Return the levels with their layout, and how many workers find room."""
     info, params = asked.info, asked.params
-    limit = params.memory_bytes
-    busy = cpus() if params.dask_address else enough_threads(info.location, asked.target)
+    limit, sent = params.memory_bytes, bool(params.dask_address)
+    busy = cpus() if sent else enough_threads(info.location, asked.target)
     workers = params.workers or busy
     # On a cluster each process has a limit of its own.
-    share = limit if params.dask_address else limit // workers
+    share = limit if sent else limit // workers
     folder = info.path.rpartition("/")[0] if asked.in_place else ""
     levels: list[Level] = []
     works: list[Work | None] = []
@@ -171,7 +171,7 @@ def _levels(asked: Asked, outlines: list[Outline]) -> tuple[tuple[Level, ...], i
         work = Work(
             shape, shards or chunks, step, finer.shape, finer.chunks, info.dtype, params.method
         )
-        cut = Cut(chunks, chunks, 0) if given else cut_level(work, index, limit, share)
+        cut = Cut(chunks, chunks, 0) if given else cut_level(work, index, limit, share, sent=sent)
         _check_count(index, Grid(shape, cut.block), given=given)
         scale, translation = level_transform(
             asked.voxel, info.translation, factor, shifts=params.method != "stride"
@@ -195,7 +195,7 @@ def _levels(asked: Asked, outlines: list[Outline]) -> tuple[tuple[Level, ...], i
                 reads=1.0 if given else work.reads(cut.block),
             )
         )
-    if not params.dask_address:
+    if not sent:
         largest = max(level.memory for level in levels)
         workers = min(workers, limit // largest) if largest else workers
         levels = [

@@ -6,15 +6,17 @@ import hashlib
 import itertools
 import math
 import operator
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from pyramid_core.errors import PlaceError
+from pyramid_core.folder import StoredObject
 from pyramid_core.grid import Grid, Region, Shape
-from pyramid_core.stores import Storage, StoredObject, join, shown
+from pyramid_core.stores import Storage, join, shown
 
 _SLAB = 2**22
 """Chunks that one listing may tell of; what is present of a larger grid is listed in parts."""
@@ -53,7 +55,11 @@ class Presence:
             and math.prod(self._counts[self._depth :]) > _SLAB
         ):
             self._depth += 1
-        self._slab = lru_cache(maxsize=min(max(8, self._kept()), _MOST_SLABS))(self._list_slab)
+        self._slab: Callable[[Shape], Any] = lru_cache(
+            maxsize=min(max(8, self._kept()), _MOST_SLABS)
+        )(self._list_slab)
+        numbers = re.escape(separator).join(["(0|[1-9][0-9]*)"] * len(self._counts))
+        self._is_cell = re.compile(numbers).fullmatch  # 01 belongs to someone else
 
     def _kept(self) -> int:
         """Return how many slabs are kept: as many cells as four of the largest would have."""
@@ -73,6 +79,13 @@ class Presence:
         """Return which cells are objects of zero bytes, which no reader can decode."""
         hollow: Mask = self._states(cells) == _HOLLOW
         return hollow
+
+    def is_full(self) -> bool:
+        """Return whether one listing tells that all cells are stored."""
+        if self._depth:
+            return False
+        slab = self._slab(())
+        return not isinstance(slab, dict) and bool((slab == _WHOLE).all())
 
     def _states(self, cells: Region) -> np.ndarray[Any, np.dtype[np.uint8]]:
         outer = cells[: self._depth]
@@ -98,27 +111,47 @@ class Presence:
                 cell = self._cell(item.key.removeprefix(start)) if inside else None
                 yield item.key, cell, item.size
 
+    def noted(self) -> Iterator[StoredObject]:
+        """Yield what a listing of the whole array tells, and ask for none again if it is not large.
+
+        Raises:
+            PlaceError: If something lies in the place of chunks that is no object.
+        """
+        slab, place = self._empty() if not self._depth else {}, self._root.rstrip("/")
+        for item in self._storage.listing(place, odd=True):
+            self._note(slab, (), item, place)
+            yield item
+        if not self._depth:
+            self._slab = lambda _: slab
+
     def key(self, cell: Shape) -> str:
         """Return the key of one stored object."""
         return self._root + self._prefix + self._separator.join(map(str, cell))
 
     def _list_slab(self, at: Shape) -> Any:
         """Return the states of a slab; only of what is stored, where metadata tells of too much."""
-        counts = self._counts[self._depth :]
-        slab: Any = np.zeros(counts, np.uint8) if math.prod(counts) <= 16 * _SLAB else {}
-        start = self._root + self._prefix
+        slab, start = self._empty(), self._root + self._prefix
         # "c." is no place: object stores list by whole path segments.
         place = start + "".join(f"{i}/" for i in at) if self._separator == "/" else self._root
         for item in self._storage.listing(place.rstrip("/"), odd=True):
-            cell = self._cell(item.key.removeprefix(start)) if item.key.startswith(start) else None
-            if item.odd or cell is None:
-                self.refuse_odd(item, place.rstrip("/"))
-            # An object of zero bytes is what a power loss leaves of a chunk: it counts as missing.
-            if cell is not None and cell[: self._depth] == at:
-                slab[cell[self._depth :]] = _WHOLE if item.size > 0 else _HOLLOW
+            self._note(slab, at, item, place.rstrip("/"))
         return slab
 
-    def refuse_odd(self, item: StoredObject, place: str) -> None:
+    def _empty(self) -> Any:
+        counts = self._counts[self._depth :]
+        return np.zeros(counts, np.uint8) if math.prod(counts) <= 16 * _SLAB else {}
+
+    def _note(self, slab: Any, at: Shape, item: StoredObject, place: str) -> None:
+        """Note in a slab what a listing of a place tells of one object."""
+        start = self._root + self._prefix
+        cell = self._cell(item.key.removeprefix(start)) if item.key.startswith(start) else None
+        if item.odd or cell is None:
+            self._refuse_odd(item, place)
+        # An object of zero bytes is what a power loss leaves of a chunk: it counts as missing.
+        if cell is not None and cell[: self._depth] == at:
+            slab[cell[self._depth :]] = _WHOLE if item.size > 0 else _HOLLOW
+
+    def _refuse_odd(self, item: StoredObject, place: str) -> None:
         """Refuse what lies in the place of chunks and is no object: it is not background.
 
         Raises:
@@ -139,13 +172,9 @@ class Presence:
         raise PlaceError(msg)
 
     def _cell(self, key: str) -> Shape | None:
-        parts = key.split(self._separator)
-        if len(parts) != len(self._counts) or not "".join(parts).isdecimal():
-            return None
-        cell = tuple(map(int, parts))
-        # ``01`` belongs to someone else.
-        is_ours = self._separator.join(map(str, cell)) == key
-        return cell if is_ours and all(map(operator.lt, cell, self._counts)) else None
+        found = self._is_cell(key)
+        cell = tuple(map(int, found.groups())) if found else ()
+        return cell if found and all(map(operator.lt, cell, self._counts)) else None
 
 
 def object_hash(*told: object) -> int:

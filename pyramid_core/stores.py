@@ -26,6 +26,7 @@ import obstore.store as ob
 
 from pyramid_core import folder, remote
 from pyramid_core.errors import LocationError, PyramidError
+from pyramid_core.folder import StoredObject
 from pyramid_core.jsons import json_object
 from pyramid_core.params import cpus
 from pyramid_core.remote import asked
@@ -112,20 +113,6 @@ def same_place(location: str) -> str:
     if is_url(location):
         return location.rstrip("/")
     return os.path.realpath(local_path(location))
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """One object of a listing."""
-
-    key: str
-    """Key below the location."""
-    size: int
-    """Bytes."""
-    mark: str
-    """Time of the last change, or the etag: what differs when the content was replaced."""
-    odd: str = ""
-    """What it is where it is no object, but a folder, a pipe, a link that leads nowhere."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +263,7 @@ class Storage:
             return
         for found in folder.listing(local_path(self.location), prefix):
             if odd or not found.odd:
-                yield StoredObject(*found)
+                yield found
 
     def metas(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """Yield what a store's listing tells of every object below a prefix."""

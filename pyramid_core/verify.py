@@ -18,7 +18,7 @@ from pyramid_core.labels import LabelImage, audit_labels
 from pyramid_core.layout import Work, cut_level
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.ngff import RECORD, Multiscales, document_of
-from pyramid_core.origin import changes_between, look_at
+from pyramid_core.origin import changes_between, look_and_presence
 from pyramid_core.params import METHODS, Edges, PyramidParams, VerifyMode
 from pyramid_core.plan import background_of, plan_pyramid
 from pyramid_core.reader import Node, container, open_image, open_level, read_node
@@ -106,14 +106,16 @@ def gate(plan: PyramidPlan, workers: Executor) -> Verification:
         blocks = sum(map(count_blocks, plan.images))
         return Verification(plan.target, "none", (), (), 0, blocks)
     findings: list[Finding] = []
+    voxels: list[Checked] = []
     for image in plan.images:
         storage, attributes = open_storage(image.target), finished_attributes(image)
         found, _, _ = audit(storage, attributes, base_has_names=not image.in_place)
         findings += found
-        if changed := changes_between(_recorded_source(image), look_at(image.source)):
+        look, source = look_and_presence(image.source)
+        if changed := changes_between(_recorded_source(image), look):
             message = f"the source has changed while the image was built ({changed})"
             findings.append(Finding("error", "", message))
-    voxels = [check_voxels(image, plan.verify, workers) for image in plan.images]
+        voxels.append(check_voxels(image, plan.verify, workers, source))
     lines = [_line(level) for image in plan.images for level in image.levels]
     verification = _verification(plan.target, plan.verify, findings, lines, voxels)
     if not verification.ok:
@@ -216,7 +218,7 @@ def verify_pyramid(
         findings += of_labels
         images += labels
     broken = any(finding.severity == "error" for finding in findings)
-    return _look_at_voxels(location, mode, findings, images, executor, broken=broken)
+    return _look_and_presence_voxels(location, mode, findings, images, executor, broken=broken)
 
 
 def _no_image(storage: Storage, node: Node | None) -> str:
@@ -236,7 +238,7 @@ def _no_image(storage: Storage, node: Node | None) -> str:
     return msg
 
 
-def _look_at_voxels(
+def _look_and_presence_voxels(
     location: str, mode: VerifyMode, findings: list[Finding], images: list[LabelImage],
     executor: Executor | None, *, broken: bool,
 ) -> Verification:  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from pyramid_core.audit import Finding
 from pyramid_core.execute import check_block
-from pyramid_core.flight import run_blocks
+from pyramid_core.flight import Work, run_blocks
 from pyramid_core.grid import Shape, coarser_region
 from pyramid_core.job import LevelJob, level_job
 from pyramid_core.model import Level, PyramidPlan
@@ -27,8 +28,8 @@ from pyramid_core.stores import join, open_storage
 from pyramid_core.workers import in_flight
 
 SAMPLE = 100
-"""``sample`` computes one block in this many again, of shards one tile in this many, and of every
-level the first and the last that hold data."""
+"""``sample`` computes one block in this many again, of large ones (shards, or blocks that are sent
+to a cluster) one tile in this many, and of every level the first and the last that hold data."""
 
 
 MOST_FINDINGS = 20
@@ -48,15 +49,31 @@ class Checked:
     """Whether of some of them only some tiles were."""
 
 
-def check_voxels(plan: PyramidPlan, mode: VerifyMode, workers: Executor) -> Checked:
+def check_voxels(
+    plan: PyramidPlan, mode: VerifyMode, workers: Executor, source: Presence | None = None
+) -> Checked:
     """Compute blocks of every level again and compare them.
 
     Always those where what is stored does not follow from what is stored of the finer level: a
     chunk that is missing, or one too many. Then the others, all or some of them.
+
+    Args:
+        plan: How the image was made.
+        mode: Which of the others.
+        workers: Where blocks are computed.
+        source: What is stored of the source, where that was just listed; else it is listed.
     """
     found = Checked(plan, {level.index: {} for level in plan.written})
-    for level in plan.written:
-        _check_blocks(found, level, workers, mode)
+    jobs = _jobs(plan, mode)
+    finer: list[Presence | None] = [source, *(None for _ in jobs)]
+    # The coarsest first: while they are computed, the large listings of the finest are made.
+    levels = reversed(list(zip(jobs, finer, strict=False)))
+    chosen = itertools.chain.from_iterable(_chosen(found, *level, mode) for level in levels)
+    cut = {job.level.index: job.level.blocks for job in jobs}
+    for part in run_blocks(check_block, chosen, workers, in_flight(plan, workers)):
+        if not part.equal:
+            for index in plan.levels[part.level].blocks.cells(cut[part.level].region(part.index)):
+                found.wrong[part.level][index] = part.fault
     if mode == "sample" and any(found.wrong.values()):
         # Where a sample finds something, nothing of the rest can be taken on trust.
         return check_voxels(plan, "full", workers)
@@ -80,24 +97,27 @@ def only_lacks(found: Checked) -> bool:
     return True
 
 
-def _check_blocks(found: Checked, level: Level, workers: Executor, mode: VerifyMode) -> None:
-    """Check those blocks of one level that the mode asks for; in a sample, some tiles of shards."""
-    plan = found.plan
-    by_tile = mode == "sample" and level.shards is not None
-    cut = replace(level, block=level.tile) if by_tile else level
-    job = replace(level_job(plan, level), level=cut)
-    chosen = _chosen(found, level, job, mode)
-    for part in run_blocks(job, check_block, chosen, workers, in_flight(plan, workers)):
-        if not part.equal:
-            for index in level.blocks.cells(cut.blocks.region(part.index)):
-                found.wrong[level.index][index] = part.fault
+def _jobs(plan: PyramidPlan, mode: VerifyMode) -> list[LevelJob]:
+    """Return a job per level, cut into what is checked at once: blocks, or tiles of large ones.
+
+    All share the memory of a process, so its slots are those that the largest block leaves.
+    """
+    jobs = [level_job(plan, level) for level in plan.written]
+    token, slots = uuid.uuid4().hex, min((job.slots for job in jobs), default=1)
+
+    def cut(level: Level) -> Level:
+        is_large = level.shards is not None or plan.dask_address is not None
+        return replace(level, block=level.tile) if mode == "sample" and is_large else level
+
+    return [replace(job, token=token, slots=slots, level=cut(job.level)) for job in jobs]
 
 
 def _chosen(
-    found: Checked, level: Level, job: LevelJob, mode: VerifyMode
-) -> Iterator[tuple[Shape, Mask | None]]:
+    found: Checked, job: LevelJob, listed: Presence | None, mode: VerifyMode
+) -> Iterator[Work]:
     """Yield what of a level is computed again: cells of the grid by which the job cuts it."""
-    source, grid = source_presence(job), job.level.blocks
+    level = found.plan.levels[job.level.index]
+    source, grid = listed or source_presence(job), job.level.blocks
     dice = random.Random(f"{level.path} {level.shape} {level.blocks.size}")
     first, last, drawn_of_last = True, list[Shape](), list[Shape]()
 
@@ -118,12 +138,12 @@ def _chosen(
             first, last, drawn_of_last = False, parts, drawn
         found.checked += bool(drawn)
         found.in_part |= 0 < len(drawn) < len(parts)
-        yield from ((part, need(part)[1]) for part in drawn)
+        yield from ((job, part, need(part)[1]) for part in drawn)
     for part in one_with_data(reversed(last)) if mode == "sample" else []:
         if part not in drawn_of_last:
             found.checked += not drawn_of_last
             found.in_part |= len(last) > 1
-            yield part, need(part)[1]
+            yield job, part, need(part)[1]
 
 
 def _blocks(
@@ -131,6 +151,9 @@ def _blocks(
 ) -> Iterator[tuple[Shape, bool, bool]]:
     """Yield the blocks of a level that hold data, or are doubtful: their index, and which."""
     whole, target = replace(job, level=level), target_presence(plan, level)
+    if source is not None and source.is_full() and target.is_full():
+        yield from ((index, True, False) for index in level.blocks)
+        return
     for index in level.blocks:
         need, _ = needed_units(plan, whole, source, index)
         cells = units_of(level, index)

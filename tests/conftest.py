@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 from tests.child import Server
+from tests.cluster import running_cluster
 from tests.crash import Driver
 from tests.images import Pyramids
 from tests.s3 import running_moto
@@ -177,3 +178,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A real Prefect server with our deployments and automations, and a worker."""
     with running_service(tmp_path_factory.mktemp("prefect") / "home") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def dask_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a scheduler with two workers of one thread, all started from the command line."""
+    with running_cluster(tmp_path_factory.mktemp("dask")) as address:
+        yield address

@@ -20,6 +20,7 @@ import httpx
 
 ROOT = Path(__file__).parent.parent
 PREFECT = [sys.executable, "-m", "prefect"]
+DEPLOY = "--no-prompt deploy --prefect-file deployments/prefect.yaml --all".split()
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
@@ -61,7 +62,6 @@ class Service:
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S",
             "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
-            "PYTHONPATH": str(ROOT),
         }
         return {**os.environ, **settings}
 
@@ -174,6 +174,12 @@ class Service:
         found: list[dict[str, Any]] = self.call(
             "POST", "flow_runs/filter", **body, sort="START_TIME_DESC"
         )
+        return found
+
+    def children(self, run: str) -> list[dict[str, Any]]:
+        """Return the runs inside of a run: those of the images of a sweep."""
+        body = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
+        found: list[dict[str, Any]] = self.call("POST", "flow_runs/filter", **body)
         return found
 
     def set_state(self, run: str, type_: str, name: str | None = None) -> None:

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 from pyramid_core.build import plan_build
 from pyramid_core.errors import RequestError
 from pyramid_core.grid import times
-from pyramid_core.params import PyramidParams
+from pyramid_core.params import PyramidParams, SweepParams
 from tests.service import Service
 from tests.stories import assert_pyramid, noise, paths, read, tree, write_image
 from tests.test_service import FORM, SMALL, built, found_finished, sabotaged
@@ -77,11 +77,11 @@ def page(chromium: Browser, service: Service, expected: dict[str, str]) -> Itera
 class Form:
     """The run form of the deployment, by what is read on it."""
 
-    def __init__(self, page: Page, service: Service) -> None:
-        deployment = service.deployment("pyramid/pyramid")["id"]
+    def __init__(self, page: Page, service: Service, name: str = "pyramid/pyramid") -> None:
+        deployment = service.deployment(name)["id"]
         self.page = page
         page.goto(f"{service.url.removesuffix('api')}v2/deployments/deployment/{deployment}/run")
-        expect(self.field("test_shape")).to_be_visible()
+        expect(self.field("workers")).to_be_visible()
 
     @property
     def fields(self) -> Locator:
@@ -224,6 +224,10 @@ def test_a_person_fills_the_form_follows_the_run_and_looks_at_what_it_made(
     for level, row in zip(levels, rows.all(), strict=True):
         expect(row).to_contain_text(times(level.shape))
 
+    opened(page, run, "image").get_by_role("link", name=str(target)).click()
+    page.wait_for_url("**/v2/artifacts/key/*-report-*")
+    expect(page.locator("main")).to_contain_text(f"Report on {target}")
+
     picture = opened(page, run, "preview").locator("img[src^='data:image/png']")
     expect(picture).to_be_visible()
     assert picture.evaluate("async image => (await image.decode(), image.naturalWidth)") == 600
@@ -232,6 +236,32 @@ def test_a_person_fills_the_form_follows_the_run_and_looks_at_what_it_made(
     assert len(levels) == 3
     assert_pyramid(target, [(2, 2, 2)] * 2, "median")
     assert tree(source) == given
+
+
+def test_a_person_tries_a_sweep_before_it_writes(
+    page: Page, service: Service, tmp_path: Path
+) -> None:
+    """Its form has the parameters of a sweep; with dry_run switched on, the page shows what would be built."""
+    source = write_image(tmp_path / "inbox" / "scan.zarr", noise((16, 16, 16)), (8, 8, 8))
+    given = tree(tmp_path)
+    form = Form(page, service, "sweep/sweep-nightly")
+    asked = SweepParams.model_fields
+    assert [re.sub(r" \(Optional\)$", "", label)
+            for label in form.fields.locator("label").all_inner_texts()] == list(asked)  # fmt: skip
+    assert form.fields.locator("label + p").all_inner_texts() == [
+        field.description for field in asked.values()
+    ]
+    form.box("inbox").fill(str(source.parent))
+    form.box("outbox").fill(str(tmp_path / "outbox"))
+    form.field("dry_run").get_by_role("switch").click()
+    form.box("settle_seconds").fill("0.5")
+    run = form.run()
+    assert ended(page) == "Completed"
+    expect(page.locator("main")).to_contain_text(f"sweep of {source.parent}")
+    (row,) = opened(page, run, "sweep").locator("tbody tr").all()
+    for told in (str(source), "to build", "2 levels by mean"):
+        expect(row).to_contain_text(told)
+    assert tree(tmp_path) == given
 
 
 def test_a_wrong_entry_is_said_on_the_form_and_makes_no_run(

@@ -4,85 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyramid_core import PyramidParams, verify_pyramid
-from pyramid_core.build import build_pyramid
+from pyramid_core.build import build_pyramid, plan_build
 from pyramid_core.errors import BuildError, ClusterError
 from pyramid_core.job import BlockResult
+from pyramid_core.workers import in_flight, open_executor
 from tests.stories import build, chunk_files, noise, tree, write_image
 
-ROOT = Path(__file__).parent.parent
 ASKED = {"memory_limit": "100kB", "step": [2, 2, 2], "edges": "partial"}
 
 pytestmark = pytest.mark.dask
-
-
-@contextmanager
-def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``dask`` as the command line would, and end it."""
-    argv = [sys.executable, "-m", "dask", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def dask_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a scheduler with two workers of one thread, all started from the command line."""
-    folder = tmp_path_factory.mktemp("dask")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = f"tcp://127.0.0.1:{port}"
-    with ExitStack() as stack:
-        stack.enter_context(
-            running(
-                *("scheduler", "--host", "127.0.0.1", "--port", str(port)),
-                *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),
-            )
-        )
-        for number in range(2):
-            stack.enter_context(
-                running(
-                    *("worker", where, "--nthreads", "1", "--no-nanny", "--no-dashboard"),
-                    *("--local-directory", str(folder / str(number))),
-                )
-            )
-        wait_for_workers(where, 2)
-        yield where
-
-
-def wait_for_workers(address: str, count: int) -> None:
-    """Wait until the scheduler listens and the workers have come."""
-    from distributed import Client
-
-    host, _, port = address.removeprefix("tcp://").partition(":")
-    deadline = time.monotonic() + 60
-    # By hand: a refused attempt of Dask's own leaves a socket to the garbage collector, which warns.
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, f"no scheduler at {address}"
-            time.sleep(0.1)
-    with Client(address, timeout=60, set_as_default=False) as client:
-        client.wait_for_workers(count, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +64,16 @@ def test_local_starts_processes_here_and_ends_them(tmp_path: Path, local: Path) 
     for pid in pids:
         assert not Path(f"/proc/{pid}/cmdline").exists()
     assert tree(tmp_path / "out.zarr") == tree(local / "out.zarr")
+
+
+def test_workers_bounds_what_is_begun_on_a_cluster_that_others_use(
+    tmp_path: Path, local: Path, dask_address: str
+) -> None:
+    """So many blocks at the same time, whatever it has; without it, two for each of its two threads."""
+    for workers, expected in ((1, 1), (3, 3), (None, 4)):
+        made = plan_build(asked(local, tmp_path, dask_address=dask_address, workers=workers))
+        with open_executor(made) as executor:
+            assert in_flight(made, executor) == expected
 
 
 def test_an_active_client_is_used(tmp_path: Path, local: Path, dask_address: str) -> None:

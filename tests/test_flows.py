@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import PREFECT_API_URL
 
 import pyramid_core.execute as execute
@@ -35,6 +37,14 @@ SCRIPT = Path(main.__code__.co_filename)
 def image(tmp_path: Path) -> Path:
     """An image of 6 x 4 x 2 chunks."""
     return write_image(tmp_path / "a.zarr", noise((48, 32, 16)), (8, 8, 8))
+
+
+def tasks_of(state: Any) -> dict[str, str]:
+    """Return name and state of each task of a run."""
+    of = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(flow_run_filter=of)
+    return {run.name: str(run.state_type.value) for run in found if run.state_type}
 
 
 def story(log: pytest.LogCaptureFixture, place: Path) -> list[str]:
@@ -78,6 +88,37 @@ def test_a_second_run_of_the_flow_builds_nothing(image: Path) -> None:
     assert (first.blocks_found, again.blocks_built) == (0, 0)
     assert again.blocks_found == first.blocks_built
     assert tree(image) == before
+
+
+def test_a_test_image_is_a_task_of_its_own_where_it_is_asked_for(tmp_path: Path) -> None:
+    """The flow makes it, once; what is there already is used."""
+    source = tmp_path / "phantom.zarr"
+    state: Any = flow(
+        source=str(source), test_image="blobs", test_shape=[64, 64, 64], return_state=True
+    )
+    names = set(tasks_of(state))
+    assert {f"validate {source}", f"create_test_image {source}", f"plan {source}"} < names
+    made = tree(source)
+    again: Any = flow(source=str(source), test_image="blobs", test_shape=[64, 64, 64])
+    assert again.blocks_built == 0
+    assert tree(source) == made
+
+
+def test_an_existing_cluster_builds_the_blocks(
+    image: Path, tmp_path: Path, dask_address: str
+) -> None:
+    """Named by its address, its processes build what threads build."""
+    asked: dict[str, Any] = {"source": str(image), "step": [2, 2, 2]}
+    flow(**asked, target=str(tmp_path / "cluster" / "a.zarr"), dask_address=dask_address)
+    flow(**asked, target=str(tmp_path / "threads" / "a.zarr"))
+    assert tree(tmp_path / "cluster") == tree(tmp_path / "threads")
+
+
+def test_what_is_not_even_a_value_fails_in_validate(image: Path) -> None:
+    """The one task that began tells it, and so does the run."""
+    state: Any = flow(source=str(image), memory_limit="much", return_state=True)
+    assert state.message.startswith("--memory-limit: a size is a number of bytes or a text like")
+    assert tasks_of(state) == {f"validate {image}": "FAILED"}
 
 
 def test_a_passing_fault_is_retried_and_only_what_is_missing_is_done_again(

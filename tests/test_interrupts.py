@@ -20,8 +20,8 @@ import pytest
 
 from pyramid_core import shell
 from pyramid_core.cli import main
+from tests.cluster import running, wait_for_workers
 from tests.stories import attributes, chunk_files, noise, tree, write_image
-from tests.test_cluster import running, wait_for_workers
 
 ROOT = Path(__file__).parent.parent
 

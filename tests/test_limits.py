@@ -39,8 +39,27 @@ def test_a_run_takes_a_slot_of_the_store_last_and_always(
     run = SimpleNamespace(flow_run=SimpleNamespace(run_count=run_count))
     monkeypatch.setattr(limits, "runtime", run)
     plan: Any = SimpleNamespace(images=[SimpleNamespace(target="a")])
-    with limits.limits(plan):
+    with limits.bounded_runs(), limits.limits(plan):
         assert held == order
+
+
+def test_an_image_of_a_sweep_that_was_picked_up_waits_not_for_its_former_self(
+    monkeypatch: pytest.MonkeyPatch, held: list[str]
+) -> None:
+    """The image's own run is begun for the first time; the next run in this process is as any other."""
+    plan: Any = SimpleNamespace(images=[SimpleNamespace(target="a")])
+
+    def run(count: int) -> Any:
+        monkeypatch.setattr(
+            limits, "runtime", SimpleNamespace(flow_run=SimpleNamespace(run_count=count))
+        )
+        return limits.bounded_runs()
+
+    with run(2), run(1), limits.limits(plan):
+        assert held == [limits.STORE_LIMIT]
+    held.clear()
+    with run(1), limits.limits(plan):
+        assert held == ["image a", limits.STORE_LIMIT]
 
 
 def test_a_run_that_waits_for_a_slot_looks_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:

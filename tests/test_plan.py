@@ -421,6 +421,18 @@ def test_a_plan_never_exceeds_the_memory_limit(
         assert level.tile_threads * min(found.workers, level.blocks.size) <= found.workers
 
 
+def test_blocks_that_are_sent_to_a_cluster_are_eight_times_as_large() -> None:
+    """What it costs to send one counts less so; what is written is the same, and less memory is kept to."""
+    info = image((1024,) * 3, chunks=(64,) * 3, dtype="<u2")
+    here, there = plan(info, workers=2), plan(info, dask_address="tcp://host:1")
+    assert [level.block for level in here.written] == [(64,) * 3] * 4
+    assert [level.block for level in there.written] == [(128,) * 3] * 3 + [(64,) * 3]
+    assert {level.tile for level in (*here.written, *there.written)} == {(64,) * 3}
+    assert here.identity() == there.identity()
+    little = plan(info, dask_address="tcp://host:1", memory_limit="8MB")
+    assert {level.block for level in little.written} == {(64, 128, 128), (64,) * 3}
+
+
 def test_what_cannot_fit_is_refused_before_anything_is_written() -> None:
     """A shard of 512^3 does not fit in 100 MB; the plan says so and names the numbers."""
     with pytest.raises(MemoryLimitError, match=r"level 1 needs .*512x512x512.* is 100 MB"):

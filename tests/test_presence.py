@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramid_core import presence
+from pyramid_core.folder import StoredObject
 from pyramid_core.grid import Grid, Region, Shape
 from pyramid_core.presence import Presence
-from pyramid_core.stores import Storage, StoredObject, open_storage
+from pyramid_core.stores import Storage, open_storage
 
 KEYS = {
     "v2 .": ("", "."),

@@ -28,7 +28,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import limits as limits_module
 from flows import reports
-from flows.limits import limits
+from flows.limits import bounded_runs, limits
 from flows.pyramid import build_pyramid as pyramid_flow
 from flows.reports import key_of, level_rows, progress_of, report
 from flows.tasks import failed
@@ -280,7 +280,7 @@ def test_no_artifact_tells_a_secret(result: BuildResult, tmp_path: Path, served:
 @pytest.mark.flow
 @pytest.mark.usefixtures("prefect_harness")
 def test_the_artifacts_of_a_run_are_the_table_the_report_and_the_link(result: BuildResult) -> None:
-    """Each under a key of the image; the table holds every column, the link leads to the image."""
+    """Each under a key of the image; the table holds every column, the link leads to the report."""
 
     @flow(name="leave")
     def leave() -> None:
@@ -292,8 +292,8 @@ def test_the_artifacts_of_a_run_are_the_table_the_report_and_the_link(result: Bu
     assert set(found) == {key_of(target, part) for part in ("levels", "report", "image")}
     assert json.loads(found[key_of(target, "levels")].data) == level_rows(result)
     assert found[key_of(target, "report")].data == report(result)
-    link = target.replace(" ", "%20")
-    assert found[key_of(target, "image")].data == f"[{target}](file://{link})"
+    page = f"/v2/artifacts/key/{key_of(target, 'report')}"
+    assert found[key_of(target, "image")].data == f"[{target}]({page})"
 
 
 # Progress.
@@ -559,7 +559,7 @@ def test_a_run_that_was_picked_up_again_does_not_wait_for_itself(
     plan = images(f"{tmp_path}/a.zarr")
     with limits(plan):
         monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "2")
-        with limits(plan):
+        with bounded_runs(), limits(plan):
             assert held(key_of(f"{tmp_path}/a.zarr")) == 1
             assert held("pyramid-store") == 2
     assert told(log) == []

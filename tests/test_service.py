@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pyramid_core.owner import own
-from tests.service import ROOT, Service, kill_group, pids_of, until
+from tests.service import DEPLOY, PREFECT, ROOT, Service, kill_group, pids_of, until
 from tests.stories import attributes, build, chunk_files, noise, paths, tree, write_image
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(600)]
@@ -191,8 +191,8 @@ def test_a_cancel_stops_the_work_and_leaves_it_to_be_gone_on_with(
     until(lambda: built(image) > 4, "a few blocks are built")
     assert pids_of(run)
     service.set_state(run, "CANCELLING")
+    until(lambda: not pids_of(run), "no process is left", 15)
     until(lambda: service.state(run) == "CANCELLED", "it is cancelled")
-    until(lambda: not pids_of(run), "no process is left")
     assert attributes(image)["zarr-pyramid-flow"]["state"] == "building"
     assert not (image.parent / ".scan.zarr.lock").exists()
     before = built(image)
@@ -229,22 +229,26 @@ def test_a_run_whose_process_is_killed_is_picked_up_once_without_a_person(
 def test_a_cancelled_run_that_is_told_to_have_crashed_is_not_picked_up(
     service: Service, image: Path, running: list[str]
 ) -> None:
-    """Prefect may tell first of a crash and seconds later of the cancel; of another, only the first."""
+    """Prefect may tell first of a crash and seconds later of the cancel; of another, only the first.
+
+    Nor is a run that never came to run, of which nothing would count how often.
+    """
     later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2199-01-01T00:00:00Z"}}
     number = service.deployment("pyramid/pyramid")["id"]
-    cancelled, crashed = (
+    cancelled, crashed, unborn = (
         service.call("POST", f"deployments/{number}/create_flow_run",
                      parameters={"source": str(image)}, state=later)["id"]
-        for _ in range(2)
+        for _ in range(3)
     )  # fmt: skip
-    running += [cancelled, crashed]
-    for run in (cancelled, crashed):
-        service.set_state(run, "RUNNING")
+    running += [cancelled, crashed, unborn]
+    for run in (unborn, cancelled, crashed):
+        service.set_state(run, "RUNNING" if run != unborn else "PENDING")
         service.set_state(run, "CRASHED")
     service.set_state(cancelled, "CANCELLED")
     until(lambda: "AwaitingRetry" in service.states(crashed), "the other is picked up")
     time.sleep(3)
     assert service.states(cancelled)[-2:] == ["Crashed", "Cancelled"]
+    assert service.states(unborn)[-2:] == ["Pending", "Crashed"]
 
 
 def test_two_runs_on_one_image_wait_for_each_other(
@@ -371,7 +375,7 @@ def test_an_event_of_an_instrument_starts_a_run(service: Service, image: Path) -
 def test_a_cancel_reaches_processes_of_dask_and_the_image_of_a_sweep(
     service: Service, image: Path, running: list[str], brake: Path, name: str
 ) -> None:
-    """Both end, nothing is left behind and the target is let go."""
+    """Both end, nothing is left behind and the target is let go; no second sweep begins meanwhile."""
     if name == "pyramid/pyramid":
         asked = {**FORM, **SMALL, "source": str(image), "dask_address": "local", "workers": 2}
     else:
@@ -379,9 +383,13 @@ def test_a_cancel_reaches_processes_of_dask_and_the_image_of_a_sweep(
     run = service.submit(asked, name, **sabotaged(brake=brake))
     running.append(run)
     until(lambda: built(image) > 1, "it builds")
+    if name.startswith("sweep"):
+        second = service.submit(asked, name)
+        until(lambda: service.state(second) == "CANCELLED", "the second collides with it")
     service.set_state(run, "CANCELLING")
+    until(lambda: not pids_of(run), "no process is left", 15)
     until(lambda: service.state(run) == "CANCELLED", "it is cancelled")
-    until(lambda: not pids_of(run), "no process is left")
+    assert {found["state_type"] for found in service.children(run)} <= {"CRASHED", "CANCELLED"}
     assert attributes(image)["zarr-pyramid-flow"]["state"] == "building"
     with own(str(image)):  # which is refused while another holds it
         pass
@@ -459,6 +467,40 @@ def test_a_run_outlives_the_death_of_the_server(
     assert built(image) > before
     assert (done["state"]["type"], done["run_count"]) == ("COMPLETED", 1)
     assert tree(image) == expected
+    limits = service.call("POST", "v2/concurrency_limits/filter")
+    slots = {limit["name"]: limit["active_slots"] for limit in limits}
+    mine = f"{next(key for key in service.artifacts(run) if '-image-' in key)}".replace(
+        "-image", ""
+    )
+    assert slots.get(mine, 0) == 0, "a server that was killed has leaked the slot of the image"
+
+
+@stops
+def test_a_sweep_that_is_picked_up_gives_each_image_a_run_of_its_own(
+    service: Service, image: Path, running: list[str], brake: Path
+) -> None:
+    """Killed in the second of three, it goes on there; no run goes on under the name of another image."""
+    before, after = image.with_name("a.zarr"), image.with_name("z.zarr")
+    for other in (before, after):
+        write_image(other, noise((16, 16, 16)), (8, 8, 8))
+    asked = {"inbox": str(image.parent), "outbox": "", "settle_seconds": 0, **SMALL}
+    run = service.submit(asked, "sweep/sweep-nightly", **sabotaged(brake=brake))
+    running.append(run)
+    until(lambda: built(image) > 4, "a few blocks of the second are built")
+    for pid in pids_of(run):
+        os.kill(pid, signal.SIGKILL)
+    brake.unlink()
+    until(lambda: service.flow_run(run)["run_count"] == 2, "it is begun again")
+    begun = time.monotonic()
+    until(lambda: service.state(run) == "COMPLETED", "it ends")
+    assert time.monotonic() - begun < 60, "it has waited for the slot of its former self"
+    assert sorted((r["name"], r["parameters"]["source"], r["state_type"])
+                  for r in service.children(run)) == [
+        (f"pyramid of {place}", str(place), state)
+        for place, state in [(before, "COMPLETED"), (image, "COMPLETED"), (image, "CRASHED"),
+                             (after, "COMPLETED")]
+    ]  # fmt: skip
+    assert all(paths(place)[1:] for place in (before, image, after))
 
 
 @stops
@@ -497,3 +539,27 @@ def test_the_runs_of_a_lost_worker_are_picked_up_by_the_next(
     until(lambda: all(map(went_on, runs.values())), "both are begun again and end")
     assert all(found_finished(service.logs(run)) > 4 for run in runs.values())
     assert tree(image) == expected
+
+
+@stops
+def test_serve_runs_what_prefect_yaml_deploys_without_a_worker(
+    service: Service, image: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    """One process takes the place of work pool, deploy and worker; Ctrl-C pauses what it serves."""
+    with (tmp_path / "serve.log").open("wb") as log:
+        serving = subprocess.Popen(
+            [sys.executable, "deployments/serve.py"], env=service.environment, cwd=ROOT, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        name = "pyramid/pyramid"
+        until(lambda: not service.deployment(name)["work_pool_name"], "it serves the deployments")
+        run = service.submit({**FORM, **SMALL, "source": str(image)})
+        assert service.wait(run)["state"]["type"] == "COMPLETED"
+        assert tree(image) == expected
+        serving.send_signal(signal.SIGINT)
+        serving.wait(60)
+        assert service.deployment(name)["paused"]
+    finally:
+        kill_group(serving, signal.SIGTERM)
+        service.run(*PREFECT, *DEPLOY)  # for the tests after this one, by the work pool again

@@ -28,7 +28,9 @@ THREADS = 2
 
 
 @contextmanager
-def ours(_: Case, *, elsewhere: bool = False, verify: str = "sample") -> Iterator[Run]:
+def ours(
+    _: Case, *, elsewhere: bool = False, verify: str = "sample", dask_address: str | None = None
+) -> Iterator[Run]:
     """Build as a user does, without the start of a process."""
     from pyramid_core import PyramidParams, build_pyramid
 
@@ -41,6 +43,7 @@ def ours(_: Case, *, elsewhere: bool = False, verify: str = "sample") -> Iterato
             max_levels=len(case.levels),
             verify=verify,
             shards=[case.shard] * 3 if case.shard else [],
+            dask_address=dask_address,
         )
         build_pyramid(params)
 
@@ -50,12 +53,11 @@ def ours(_: Case, *, elsewhere: bool = False, verify: str = "sample") -> Iterato
 @contextmanager
 def ours_on_dask(case: Case, *, workers: int) -> Iterator[Run]:
     """Build on processes of a Dask cluster that is there."""
-    from distributed import Client, LocalCluster
+    from distributed import LocalCluster
 
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster),
-        ours(case) as run,
+        ours(case, dask_address=cluster.scheduler_address) as run,
     ):
         yield run
 

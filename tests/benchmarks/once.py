@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import tempfile
 import time
 import warnings
 from dataclasses import replace
@@ -53,12 +52,12 @@ def peak() -> int:
 
 def main() -> None:
     """Warm up on a small volume, so that imports and compilation are not measured; then measure."""
-    name, case, place = sys.argv[1], case_of(json.loads(sys.argv[2])), sys.argv[3]
+    name, case, place, spare = sys.argv[1], case_of(json.loads(sys.argv[2])), *sys.argv[3:5]
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     small = replace(case, size=max(4 * case.chunk, 2 * case.shard), remote=False)
-    with tempfile.TemporaryDirectory() as folder, CONTESTANTS[name](case) as run:
-        run(small, str(make_volume(small, Path(folder))))
+    with CONTESTANTS[name](case) as run:
+        run(small, str(make_volume(small, Path(spare))))
         forget_peak()
         before, start = used(), time.perf_counter()
         run(case, place)
