@@ -258,7 +258,8 @@ def test_a_person_tries_a_sweep_before_it_writes(
     run = form.run()
     assert ended(page) == "Completed"
     expect(page.locator("main")).to_contain_text(f"sweep of {source.parent}")
-    (row,) = opened(page, run, "sweep").locator("tbody tr").all()
+    row = opened(page, run, "sweep").locator("tbody tr")
+    expect(row).to_have_count(1)
     for told in (str(source), "to build", "2 levels by mean"):
         expect(row).to_contain_text(told)
     assert tree(tmp_path) == given

@@ -358,6 +358,17 @@ def test_a_level_that_may_not_be_written_any_more_is_told_of(
     assert tree(target) == tree(calm / "out.zarr")
 
 
+def test_a_chunk_that_may_not_be_read_is_not_called_wrong(tmp_path: Path, calm: Path) -> None:
+    """What the system refuses this process says nothing of the image: status 1, chunk and permission, and nothing is removed."""
+    target = Path(shutil.copytree(calm / "out.zarr", tmp_path / "out.zarr"))
+    before = tree(target)
+    (target / "2" / "c" / "0" / "0").chmod(0)
+    told = run_without_powers("verify", target, "--verify", "full")
+    (target / "2" / "c" / "0" / "0").chmod(0o644)
+    told.says(1, "2/c/0/0: Permission denied; look at the permissions there")
+    assert tree(target) == before
+
+
 # --- too many open files ------------------------------------------------------------------------
 
 LIMITED = """
