@@ -1,4 +1,4 @@
-"""Run the benchmark: every case, every contestant, in turn, several times; medians as a table.
+"""Run the benchmark: every case, every contestant, several times; medians as a table.
 
 ``python -m tests.benchmarks --help`` tells the options. Times are told as ratios to ours in the
 same run, since machines differ and drift.
@@ -12,12 +12,12 @@ import datetime
 import json
 import os
 import platform
+import random
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -54,7 +54,6 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         rows: list[Row] = []
         for case in cases:
-            settle(folder / "runs")
             names = [n for n in asked.only or IN_PLACE if able(n, case)]
             rows += run_case(case, names, asked.runs, folder)
             print(table(case, rows), flush=True)
@@ -64,37 +63,27 @@ def main() -> None:
 
 
 def run_case(case: Case, names: list[str], runs: int, folder: Path) -> list[Row]:
-    """Run the contestants of a case in turn, A B C, B C A, so that drift hits all alike.
+    """Run all contestants of a case, again and again, so that drift hits all alike.
 
-    Nor does one always begin while the disk still takes in what the same other has written.
+    In an order that is drawn anew each time: what one leaves (pages to be written, memory that the
+    machine has at hand) would always help, or hinder, the same next one.
     """
     volume, rows = make_volume(case, folder), []
-    places = folder / "runs"
+    places = folder / "runs" / case.name
     with served(case, volume) if case.remote else nullcontext() as upload:
         for number in range(runs):
-            first = number % len(names)
-            for name in [*names[first:], *names[:first]]:
-                # A new place for each run, and nothing is deleted before the last.
+            for name in random.Random(number).sample(names, len(names)):
+                # A new place for each run, and nothing is deleted before the last: ext4 looks for
+                # minutes at each inode that was deleted before it gives out another (measured: a
+                # build in lz4 then takes up to 2.4 s, not 1.1).
                 copy = places / f"{name} {number}.zarr"
                 place = upload() if upload else str(linked_copy(volume, copy))
                 before = count_objects(place)
+                os.sync()  # or the kernel would write what the one before has left, beside this one
                 took = once(name, case, place, places / f"{name} {number} warm-up")
                 rows.append({"case": case.name, "size": case.size, "contestant": name,
                              "run": number, **took, "objects": count_objects(place) - before})  # fmt: skip
     return rows
-
-
-def settle(runs: Path) -> None:
-    """Delete the runs of the case before, and wait until that costs the next one nothing.
-
-    For a minute ext4 looks at each inode that was deleted before it gives out another (measured: a
-    build in lz4 then takes 2.6 s of CPU, not 1.7).
-    """
-    if runs.is_dir():
-        deleted = count_objects(str(runs))
-        shutil.rmtree(runs)
-        os.sync()
-        time.sleep(65 if deleted > 10_000 else 0)
 
 
 def once(name: str, case: Case, place: str, spare: Path) -> Row:
