@@ -65,10 +65,10 @@ def check_voxels(
     """
     found = Checked(plan, {level.index: {} for level in plan.written})
     jobs = _jobs(plan, mode)
-    finer: list[Presence | None] = [source, *(None for _ in jobs)]
     # The coarsest first: while they are computed, the large listings of the finest are made.
-    levels = reversed(list(zip(jobs, finer, strict=False)))
-    chosen = itertools.chain.from_iterable(_chosen(found, *level, mode) for level in levels)
+    chosen = itertools.chain.from_iterable(
+        _chosen(found, job, source if job is jobs[0] else None, mode) for job in reversed(jobs)
+    )
     cut = {job.level.index: job.level.blocks for job in jobs}
     for part in run_blocks(check_block, chosen, workers, in_flight(plan, workers)):
         if not part.equal:
