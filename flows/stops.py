@@ -18,6 +18,7 @@ from uuid import UUID
 
 from prefect import runtime
 from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from prefect.states import Crashed
 
 from pyramid_core.shell import before_end, end_at_once, end_later, hurry, is_hasty
@@ -48,9 +49,7 @@ def ended_in_time() -> Iterator[None]:
             hurry(number)
         elif not timers:
             # Known here alone: a signal is handled in the context of the task that it meets.
-            flow_run = runtime.flow_run
-            image_of_sweep = flow_run.id if flow_run.parent_flow_run_id else None
-            before_end.append(partial(_report, runtime.task_run.id, image_of_sweep))
+            before_end.append(partial(_report, runtime.task_run.id, _image_of_sweep()))
             timers.append(end_later(number, GRACE_SECONDS))
         usual(number, frame)
 
@@ -63,7 +62,14 @@ def ended_in_time() -> Iterator[None]:
             timer.cancel()
 
 
-def _report(task_run: str | None, flow_run: str | None) -> None:
+def _image_of_sweep() -> UUID | None:
+    """Return the flow run that is inside of another, if any; ``runtime`` would ask the server."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return run.id if run and run.parent_task_run_id else None
+
+
+def _report(task_run: str | None, flow_run: UUID | None) -> None:
     """Tell the server of what ends here; else it would be shown as running for ever.
 
     The run itself is told of by Prefect, but of a sweep that is the sweep, not its image.
@@ -73,10 +79,10 @@ def _report(task_run: str | None, flow_run: str | None) -> None:
     telling.join(REPORT_SECONDS)
 
 
-def _tell(task_run: str | None, flow_run: str | None) -> None:
+def _tell(task_run: str | None, flow_run: UUID | None) -> None:
     state: Any = Crashed(message="Stopped while a block was in a codec, which waits for nobody.")
     with suppress(Exception), get_client(sync_client=True) as client:
         if task_run is not None:
             client.set_task_run_state(UUID(task_run), state, force=True)
         if flow_run is not None:
-            client.set_flow_run_state(UUID(flow_run), state, force=True)
+            client.set_flow_run_state(flow_run, state, force=True)

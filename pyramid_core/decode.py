@@ -13,7 +13,7 @@ import numpy as np
 
 from pyramid_core.audit import Finding
 from pyramid_core.execute import read_block
-from pyramid_core.flight import Work, run_blocks
+from pyramid_core.flight import BlockInput, run_blocks
 from pyramid_core.grid import Grid, Region, Shape
 from pyramid_core.image import ImageInfo
 from pyramid_core.job import LevelJob, this_process
@@ -88,7 +88,7 @@ def decode_level(
 
 def _chosen(
     level: ImageInfo, job: LevelJob, mode: VerifyMode, wanted: Wanted, found: Decoded
-) -> Iterator[Work]:
+) -> Iterator[BlockInput]:
     first, last = True, None
     for key, cell, size in _objects(level, job.level.units):
         if cell is None:

@@ -21,7 +21,7 @@ import numpy as np
 from pyramid_core.arrays import open_array, with_padding
 from pyramid_core.direct import DirectArray, direct
 from pyramid_core.errors import SourceError, StoppedError, tells_of_image
-from pyramid_core.flight import Work, run_blocks, stopped
+from pyramid_core.flight import BlockInput, run_blocks, stopped
 from pyramid_core.grid import (
     Grid,
     Region,
@@ -367,7 +367,7 @@ class LevelRun:
             self.built += 1
             yield result
 
-    def missing(self, job: LevelJob) -> Iterator[Work]:
+    def missing(self, job: LevelJob) -> Iterator[BlockInput]:
         """Yield the blocks that have source data and lack a stored object."""
         source = source_presence(job)
         target = target_presence(self.plan, self.level)

@@ -26,7 +26,7 @@ stopped: set[str] = set()
 
 Task = Callable[[LevelJob, Shape, Mask | None], BlockResult]
 
-Work = tuple[LevelJob, Shape, Mask | None]
+BlockInput = tuple[LevelJob, Shape, Mask | None]
 """What a task is given: a level, the index of a block of it, and which of the stored objects that
 the block is read from are there; None if nobody knows."""
 
@@ -34,7 +34,7 @@ Pending = dict[Future[BlockResult], tuple[LevelJob, Shape]]
 
 
 def run_blocks(
-    task: Task, blocks: Iterator[Work], executor: Executor, in_flight: int
+    task: Task, blocks: Iterator[BlockInput], executor: Executor, in_flight: int
 ) -> Iterator[BlockResult]:
     """Run a task on blocks, a bounded number at a time; yield each result as it comes.
 
@@ -43,16 +43,15 @@ def run_blocks(
             waited for, the others are not begun.
     """
     pending: Pending = {}
-    tokens: set[str] = set()
     try:
         for job, index, present in blocks:
-            tokens.add(job.token)
             pending[_submit(executor, task, job, index, present)] = job, index
             if len(pending) >= in_flight:
                 yield from _finished(pending, executor)
         while pending:
             yield from _finished(pending, executor)
     finally:
+        tokens = {job.token for job, _ in pending.values()}
         stopped.update(tokens)
         # Dask calls a block cancelled that its worker goes on with; it must end before the target
         # is let go. A lost worker's blocks run elsewhere.

@@ -59,7 +59,8 @@ class Presence:
             maxsize=min(max(8, self._kept()), _MOST_SLABS)
         )(self._list_slab)
         numbers = re.escape(separator).join(["(0|[1-9][0-9]*)"] * len(self._counts))
-        self._is_cell = re.compile(numbers).fullmatch  # 01 belongs to someone else
+        start = re.escape(self._root + self._prefix)
+        self._is_cell = re.compile(start + numbers).fullmatch  # 01 belongs to someone else
 
     def _kept(self) -> int:
         """Return how many slabs are kept: as many cells as four of the largest would have."""
@@ -104,12 +105,9 @@ class Presence:
 
     def objects(self) -> Iterator[tuple[str, Shape | None, int]]:
         """Yield key, cell and bytes of every stored object; no cell where it is no chunk."""
-        start = self._root + self._prefix
         for item in self._storage.listing(self._root.rstrip("/")):
             if item.key.removeprefix(self._root) not in METADATA:
-                inside = item.key.startswith(start)
-                cell = self._cell(item.key.removeprefix(start)) if inside else None
-                yield item.key, cell, item.size
+                yield item.key, self._cell(item.key), item.size
 
     def noted(self) -> Iterator[StoredObject]:
         """Yield what a listing of the whole array tells, and ask for none again if it is not large.
@@ -117,7 +115,7 @@ class Presence:
         Raises:
             PlaceError: If something lies in the place of chunks that is no object.
         """
-        slab, place = self._empty() if not self._depth else {}, self._root.rstrip("/")
+        slab, place = {} if self._depth else self._empty(), self._root.rstrip("/")
         for item in self._storage.listing(place, odd=True):
             self._note(slab, (), item, place)
             yield item
@@ -143,8 +141,7 @@ class Presence:
 
     def _note(self, slab: Any, at: Shape, item: StoredObject, place: str) -> None:
         """Note in a slab what a listing of a place tells of one object."""
-        start = self._root + self._prefix
-        cell = self._cell(item.key.removeprefix(start)) if item.key.startswith(start) else None
+        cell = self._cell(item.key)
         if item.odd or cell is None:
             self._refuse_odd(item, place)
         # An object of zero bytes is what a power loss leaves of a chunk: it counts as missing.
@@ -163,7 +160,7 @@ class Presence:
         found, at = item.odd or "a folder", start + name
         if item.key in (place, start.rstrip("/")) and found != "a folder":
             at = item.key
-        elif not item.key.startswith(start) or self._cell(name) is None:
+        elif not item.key.startswith(start) or self._cell(at) is None:
             return
         msg = (
             f"{shown(join(self._storage.location, at))} is {found} where chunks are stored; "

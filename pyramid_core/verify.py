@@ -218,7 +218,7 @@ def verify_pyramid(
         findings += of_labels
         images += labels
     broken = any(finding.severity == "error" for finding in findings)
-    return _look_and_presence_voxels(location, mode, findings, images, executor, broken=broken)
+    return _look_at_voxels(location, mode, findings, images, executor, broken=broken)
 
 
 def _no_image(storage: Storage, node: Node | None) -> str:
@@ -238,7 +238,7 @@ def _no_image(storage: Storage, node: Node | None) -> str:
     return msg
 
 
-def _look_and_presence_voxels(
+def _look_at_voxels(
     location: str, mode: VerifyMode, findings: list[Finding], images: list[LabelImage],
     executor: Executor | None, *, broken: bool,
 ) -> Verification:  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pyramid_core.audit import Finding
 from pyramid_core.execute import check_block
-from pyramid_core.flight import Work, run_blocks
+from pyramid_core.flight import BlockInput, run_blocks
 from pyramid_core.grid import Shape, coarser_region
 from pyramid_core.job import LevelJob, level_job
 from pyramid_core.model import Level, PyramidPlan
@@ -114,7 +114,7 @@ def _jobs(plan: PyramidPlan, mode: VerifyMode) -> list[LevelJob]:
 
 def _chosen(
     found: Checked, job: LevelJob, listed: Presence | None, mode: VerifyMode
-) -> Iterator[Work]:
+) -> Iterator[BlockInput]:
     """Yield what of a level is computed again: cells of the grid by which the job cuts it."""
     level = found.plan.levels[job.level.index]
     source, grid = listed or source_presence(job), job.level.blocks

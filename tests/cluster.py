@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.service import ROOT, free_port
 
 
 @contextmanager
@@ -48,19 +48,21 @@ def wait_for_workers(address: str, count: int) -> None:
 
 
 @contextmanager
+def running_scheduler() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Yield the address of a scheduler, and its process."""
+    port = free_port()
+    with running(
+        *("scheduler", "--host", "127.0.0.1", "--port", str(port)),
+        *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),
+    ) as process:
+        yield f"tcp://127.0.0.1:{port}", process
+
+
+@contextmanager
 def running_cluster(folder: Path) -> Iterator[str]:
     """Yield the address of a scheduler with two workers of one thread."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = f"tcp://127.0.0.1:{port}"
     with ExitStack() as stack:
-        stack.enter_context(
-            running(
-                *("scheduler", "--host", "127.0.0.1", "--port", str(port)),
-                *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),
-            )
-        )
+        where, _ = stack.enter_context(running_scheduler())
         for number in range(2):
             stack.enter_context(
                 running(

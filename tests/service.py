@@ -20,7 +20,6 @@ import httpx
 
 ROOT = Path(__file__).parent.parent
 PREFECT = [sys.executable, "-m", "prefect"]
-DEPLOY = "--no-prompt deploy --prefect-file deployments/prefect.yaml --all".split()
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow as prefect_flow
+from prefect import task as prefect_task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
 import pyramid_core.execute as execute
+from flows import stops
 from flows.pyramid import build_pyramid as flow
 from flows.pyramid import main
 from flows.sweep import sweep_inbox
@@ -112,6 +116,29 @@ def test_an_existing_cluster_builds_the_blocks(
     flow(**asked, target=str(tmp_path / "cluster" / "a.zarr"), dask_address=dask_address)
     flow(**asked, target=str(tmp_path / "threads" / "a.zarr"))
     assert tree(tmp_path / "cluster") == tree(tmp_path / "threads")
+
+
+def test_the_image_of_a_sweep_that_is_ended_is_known_without_asking(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the run inside of a run, and in its tasks; of a run by itself Prefect tells."""
+    known: list[Any] = []
+    monkeypatch.setitem(flow_run.FIELDS, "parent_flow_run_id", lambda: pytest.fail("asked"))
+
+    @prefect_task
+    def look() -> None:
+        known.append(stops._image_of_sweep())
+
+    monkeypatch.setattr("flows.pyramid._build", lambda _: look())
+    inside: list[Any] = []
+
+    @prefect_flow(name="outside")
+    def outside() -> None:
+        inside.append(flow(source=str(image), return_state=True))
+
+    flow(source=str(image), return_state=True)
+    outside(return_state=True)
+    assert known == [None, inside[0].state_details.flow_run_id]
 
 
 def test_what_is_not_even_a_value_fails_in_validate(image: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ import pytest
 
 from pyramid_core import shell
 from pyramid_core.cli import main
-from tests.cluster import running, wait_for_workers
+from tests.cluster import running, running_scheduler, wait_for_workers
 from tests.stories import attributes, chunk_files, noise, tree, write_image
 
 ROOT = Path(__file__).parent.parent
@@ -358,17 +357,8 @@ def test_local_processes_that_do_not_end_are_given_up_and_end_all_the_same(
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], list[Any]]]:
     """The address of a scheduler, its process, and those of its two workers, each with a nanny."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = f"tcp://127.0.0.1:{port}"
     with ExitStack() as stack:
-        scheduler = stack.enter_context(
-            running(
-                *("scheduler", "--host", "127.0.0.1", "--port", str(port)),
-                *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),
-            )
-        )
+        where, scheduler = stack.enter_context(running_scheduler())
         nannies = [
             stack.enter_context(
                 running(

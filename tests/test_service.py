@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from flows.reports import key_of
 from pyramid_core.owner import own
-from tests.service import DEPLOY, PREFECT, ROOT, Service, kill_group, pids_of, until
+from tests.service import PREFECT, ROOT, Service, kill_group, pids_of, readme_commands, until
 from tests.stories import attributes, build, chunk_files, noise, paths, tree, write_image
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(600)]
@@ -74,6 +75,22 @@ def running(service: Service) -> Iterator[list[str]]:
     for run in runs:
         if service.state(run) not in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"):
             service.set_state(run, "CANCELLED")
+
+
+def begun(
+    service: Service, asked: dict[str, Any], running: list[str], brake: Path,
+    name: str = "pyramid/pyramid",
+) -> str:  # fmt: skip
+    """Begin a run that cannot end before its brake is gone, and that is cancelled after the test."""
+    run = service.submit(asked, name, **sabotaged(brake=brake))
+    running.append(run)
+    return run
+
+
+def kill(run: str) -> None:
+    """Kill all that works for a run."""
+    for pid in pids_of(run):
+        os.kill(pid, signal.SIGKILL)
 
 
 def built(image: Path) -> int:
@@ -186,8 +203,7 @@ def test_a_cancel_stops_the_work_and_leaves_it_to_be_gone_on_with(
 ) -> None:
     """No process of ours is left, and the core goes on from the blocks there."""
     asked = {**FORM, **SMALL, "source": str(image), "workers": 2}
-    run = service.submit(asked, **sabotaged(brake=brake))
-    running.append(run)
+    run = begun(service, asked, running, brake)
     until(lambda: built(image) > 4, "a few blocks are built")
     assert pids_of(run)
     service.set_state(run, "CANCELLING")
@@ -209,11 +225,9 @@ def test_a_run_whose_process_is_killed_is_picked_up_once_without_a_person(
 ) -> None:
     """Runner and worker tell of one death, an automation begins the run again, blocks are found."""
     asked = {**FORM, **SMALL, "source": str(image), "workers": 2}
-    run = service.submit(asked, **sabotaged(brake=brake))
-    running.append(run)
+    run = begun(service, asked, running, brake)
     until(lambda: built(image) > 4, "a few blocks are built")
-    for pid in pids_of(run):
-        os.kill(pid, signal.SIGKILL)
+    kill(run)
     brake.unlink()
     until(lambda: service.flow_run(run)["run_count"] == 2, "it is begun again")
     until(lambda: service.state(run) == "COMPLETED", "it ends")
@@ -259,8 +273,7 @@ def test_two_runs_on_one_image_wait_for_each_other(
     Beside Prefect, the core's guard refuses.
     """
     asked = {**FORM, **SMALL, "source": str(image), "workers": 2}
-    first = service.submit(asked, **sabotaged(brake=brake))
-    running.append(first)
+    first = begun(service, asked, running, brake)
     until(lambda: built(image) > 1, "the first builds")
     second = service.submit(asked)
     running.append(second)
@@ -294,8 +307,7 @@ def test_an_operator_bounds_how_many_images_are_built_at_once(
     other = Path(shutil.copytree(image, tmp_path / "other.zarr"))
     service.call("POST", "v2/concurrency_limits/", name="pyramid-store", limit=1)
     try:
-        first = service.submit({**FORM, **SMALL, "source": str(image)}, **sabotaged(brake=brake))
-        running.append(first)
+        first = begun(service, {**FORM, **SMALL, "source": str(image)}, running, brake)
         until(lambda: built(image) > 1, "the first builds")
         second = service.submit({**FORM, **SMALL, "source": str(other)})
         running.append(second)
@@ -380,8 +392,7 @@ def test_a_cancel_reaches_processes_of_dask_and_the_image_of_a_sweep(
         asked = {**FORM, **SMALL, "source": str(image), "dask_address": "local", "workers": 2}
     else:
         asked = {"inbox": str(image.parent), "outbox": "", "settle_seconds": 0, **SMALL}
-    run = service.submit(asked, name, **sabotaged(brake=brake))
-    running.append(run)
+    run = begun(service, asked, running, brake, name)
     until(lambda: built(image) > 1, "it builds")
     if name.startswith("sweep"):
         second = service.submit(asked, name)
@@ -453,10 +464,8 @@ def test_a_run_outlives_the_death_of_the_server(
     service: Service, image: Path, expected: dict[str, str], running: list[str], brake: Path
 ) -> None:
     """The server is killed and started again mid-run; the run ends as if nothing had been."""
-    run = service.submit(
-        {**FORM, **SMALL, "source": str(image), "workers": 2}, **sabotaged(brake=brake)
-    )
-    running.append(run)
+    asked = {**FORM, **SMALL, "source": str(image), "workers": 2}
+    run = begun(service, asked, running, brake)
     until(lambda: built(image) > 1, "it builds")
     kill_group(service.server, signal.SIGKILL)
     before = built(image)
@@ -469,10 +478,9 @@ def test_a_run_outlives_the_death_of_the_server(
     assert tree(image) == expected
     limits = service.call("POST", "v2/concurrency_limits/filter")
     slots = {limit["name"]: limit["active_slots"] for limit in limits}
-    mine = f"{next(key for key in service.artifacts(run) if '-image-' in key)}".replace(
-        "-image", ""
+    assert slots.get(key_of(str(image)), 0) == 0, (
+        "a server that was killed has leaked the slot of the image"
     )
-    assert slots.get(mine, 0) == 0, "a server that was killed has leaked the slot of the image"
 
 
 @stops
@@ -484,16 +492,14 @@ def test_a_sweep_that_is_picked_up_gives_each_image_a_run_of_its_own(
     for other in (before, after):
         write_image(other, noise((16, 16, 16)), (8, 8, 8))
     asked = {"inbox": str(image.parent), "outbox": "", "settle_seconds": 0, **SMALL}
-    run = service.submit(asked, "sweep/sweep-nightly", **sabotaged(brake=brake))
-    running.append(run)
+    run = begun(service, asked, running, brake, "sweep/sweep-nightly")
     until(lambda: built(image) > 4, "a few blocks of the second are built")
-    for pid in pids_of(run):
-        os.kill(pid, signal.SIGKILL)
+    kill(run)
     brake.unlink()
     until(lambda: service.flow_run(run)["run_count"] == 2, "it is begun again")
-    begun = time.monotonic()
+    start = time.monotonic()
     until(lambda: service.state(run) == "COMPLETED", "it ends")
-    assert time.monotonic() - begun < 60, "it has waited for the slot of its former self"
+    assert time.monotonic() - start < 60, "it has waited for the slot of its former self"
     assert sorted((r["name"], r["parameters"]["source"], r["state_type"])
                   for r in service.children(run)) == [
         (f"pyramid of {place}", str(place), state)
@@ -517,14 +523,12 @@ def test_the_runs_of_a_lost_worker_are_picked_up_by_the_next(
     runs = {}
     for place in (image, other):
         asked = {**FORM, **SMALL, "source": str(place), "workers": 2}
-        runs[place] = service.submit(asked, **sabotaged(brake=brake))
-    running += runs.values()
+        runs[place] = begun(service, asked, running, brake)
     until(lambda: all(built(place) > 4 for place in runs), "a few blocks of each are built")
     assert service.worker is not None
     service.worker.kill()
     service.worker.wait()
-    for pid in pids_of(runs[image]):
-        os.kill(pid, signal.SIGKILL)
+    kill(runs[image])
     brake.unlink()
     # A line for the console of the worker, which nobody reads now, is its last.
     until(lambda: not pids_of(runs[other]), "the one that outlived its worker ends")
@@ -561,5 +565,7 @@ def test_serve_runs_what_prefect_yaml_deploys_without_a_worker(
         assert service.deployment("pyramid/pyramid")["paused"]
     finally:
         kill_group(serving, signal.SIGTERM)
-        service.run(*PREFECT, *DEPLOY)  # for the tests after this one, by the work pool again
+        # For the tests after this one, by the work pool again.
+        (deploy,) = (words for words, _ in readme_commands() if "deploy" in words)
+        service.run(*PREFECT, *deploy[1:])
         service.start_worker()
