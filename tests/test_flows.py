@@ -29,6 +29,7 @@ from pyramid_core import PyramidParams, build_pyramid
 from pyramid_core.errors import BuildError, PlanError
 from pyramid_core.owner import own
 from pyramid_core.params import SweepParams
+from tests.service import until
 from tests.stories import noise, tree, write_image
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_harness")]
@@ -219,14 +220,23 @@ def test_a_run_that_was_picked_up_waits_for_its_former_self(
     assert "is being built by process" in state.message
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "2")
     caplog.set_level("INFO", "pyramid_core")
+    caplog.clear()
+
+    def refusals() -> int:
+        return len([r for r in caplog.records if "is being built by" in r.getMessage()])
+
+    def let_go() -> None:
+        until(lambda: refusals() > 1, "it has been refused twice")
+        stack.close()
+
     with ExitStack() as stack:
         stack.enter_context(own(str(image)))
-        thread = threading.Timer(2.0, stack.close)
+        thread = threading.Thread(target=let_go)
         thread.start()
         result: Any = flow(source=str(image), step=[2, 2, 2])
         thread.join()
     assert result.blocks_built > 0
-    assert len([r for r in caplog.records if "is being built by" in r.getMessage()]) > 1
+    assert refusals() > 1
 
 
 BLANKS = {
