@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyramid_core.grid import MAX_AXES
+from pyramid_core.halves import are_halves, mean_float_halves, mean_integer_halves
 from pyramid_core.lines import Array
 from pyramid_core.means import mean_float, mean_integer_16, mean_integer_32, mean_integer_64
 from pyramid_core.params import METHODS, Method
@@ -96,7 +97,9 @@ def reduce_block(block: Array, step: tuple[int, ...], method: Method) -> Array:
     lines = voxels.reshape(-1, block.shape[-1])
     lines.flags.writeable = False
     ones = (1,) * (MAX_AXES - block.ndim)
-    _kernel(method, native)(lines, reduced.reshape(-1, shape[-1]), ones + block.shape, ones + step)
+    extent, window = ones + block.shape, ones + step
+    kernel = _kernel(method, native, are_halves(extent, window))
+    kernel(lines, reduced.reshape(-1, shape[-1]), extent, window)
     return reduced.view(native) if native == np.bool_ else reduced.astype(native, copy=False)
 
 
@@ -128,10 +131,12 @@ def _as_compiled(block: Array) -> Array:
     return block.astype(np.float32) if block.dtype == np.float16 else block
 
 
-def _kernel(method: Method, dtype: np.dtype[Any]) -> Kernel:
-    """Return the function that reduces by *method*."""
+def _kernel(method: Method, dtype: np.dtype[Any], halves: bool) -> Kernel:
+    """Return the function that reduces by *method*, *halves* or windows of any size."""
     if method != "mean":
         return {"median": median_of, "mode": mode_of, "min": min_of, "max": max_of}[method]
     if dtype.kind == "f":
-        return mean_float
+        return mean_float_halves if halves else mean_float
+    if halves and dtype.itemsize <= 4:
+        return mean_integer_halves
     return {4: mean_integer_32, 8: mean_integer_64}.get(dtype.itemsize, mean_integer_16)

@@ -22,6 +22,7 @@ FLOORS = (
     "params",
     "lines",
     "means",
+    "halves",
     "ranks",
     "kernels",
     "patterns",

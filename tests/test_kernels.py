@@ -67,6 +67,31 @@ def blocks_and_steps(
     return block, tuple(draw(st.integers(1, 7)) for _ in shape)
 
 
+@st.composite
+def halved_blocks(draw: st.DrawFn, dtype: str) -> tuple[Array, tuple[int, ...]]:
+    """A block of whole windows of 2 x 2 x 2 or 1 x 2 x 2, with and without axes before."""
+    z, y, x = draw(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20)))
+    deep = draw(st.sampled_from([1, 2]))
+    before = draw(st.sampled_from([(), (1,), (3,), (2, 3)]))
+    shape = (*before, deep * z, 2 * y, 2 * x)
+    few = draw(st.lists(voxels(np.dtype(dtype), allow_nan=True), min_size=1, max_size=6))
+    block = draw(hnp.arrays(dtype, shape, elements=st.sampled_from(few)))
+    return block, (*(1 for _ in before), deep, 2, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_windows_of_two_are_averaged_as_by_the_plain_twin(dtype: str) -> None:
+    """Kernels of their own do them, many at once: NaN, extremes and halves are no exception."""
+
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(halved_blocks(dtype))
+    def check(case: tuple[Array, tuple[int, ...]]) -> None:
+        block, step = case
+        assert_same(reduce_block(block, step, "mean"), reduce_windows(block, step, "mean"))
+
+    check()
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_block_is_reduced_as_by_its_plain_twin(dtype: str, method: Method) -> None:
@@ -105,14 +130,15 @@ def test_a_block_is_reduced_as_by_tensorstore(dtype: str, method: Method) -> Non
     check()
 
 
+@pytest.mark.parametrize("shape", [(17, 30, 41), (16, 34, 70)])
 @pytest.mark.parametrize("step", [(2, 2, 2), (1, 2, 2), (2, 2, 1), (3, 2, 5)])
-@pytest.mark.parametrize("dtype", ["u1", "u2", "i8", "f4", "f8"])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "u4", "i8", "f2", "f4", "f8"])
 def test_a_larger_block_of_noise_is_reduced_as_by_tensorstore(
-    dtype: str, step: tuple[int, ...]
+    dtype: str, step: tuple[int, ...], shape: tuple[int, ...]
 ) -> None:
     """Sums in another order than C order would show in the last bit of some voxel."""
     ts = pytest.importorskip("tensorstore")
-    noise = np.random.default_rng(7).normal(scale=100, size=(17, 30, 41))
+    noise = np.random.default_rng(7).normal(scale=100, size=shape)
     block = noise.astype(dtype) if dtype[0] == "f" else noise.astype("i8").astype(dtype)
     oracle = block.astype("f8") if dtype[0] == "f" else block
     expected = ts.downsample(ts.array(oracle), list(step), "mean").read().result().astype(dtype)
