@@ -89,6 +89,9 @@ class Presence:
         return not isinstance(slab, dict) and bool((slab == _WHOLE).all())
 
     def _states(self, cells: Region) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        if not self._depth and not isinstance(whole := self._slab(()), dict):
+            window: np.ndarray[Any, np.dtype[np.uint8]] = whole[cells]
+            return window
         outer = cells[: self._depth]
         inner = cells[self._depth :]
         window = np.zeros([axis.stop - axis.start for axis in cells], np.uint8)

@@ -27,48 +27,56 @@ _BLOCK = 2**17
 
 
 def refuse_swollen(array: Any, *regions: Region) -> None:
-    """Look at the chunks of regions of an array, before they are decoded.
+    """Look at the chunks of regions of an array, before they are decoded; see ``Guard``."""
+    Guard(array).refuse_swollen(*regions)
 
-    Args:
-        array: A zarr array.
-        regions: What will be read of it.
 
-    Raises:
-        ValueError: If one would expand to much more than a chunk holds, or is no file.
-        OSError: If one cannot be opened.
-    """
-    store = getattr(getattr(array, "store_path", None), "store", None)
-    root = str(getattr(store, "root", ""))
-    if not root:
-        return
-    codec = "" if array.shards else _codec(array)
-    whole = math.prod(array.chunks) * array.dtype.itemsize
-    unit = array.shards or array.chunks
-    grid, folder = Grid(array.shape, unit), f"{root}/{array.store_path.path}"
-    key_of = array.metadata.encode_chunk_key
-    for index in itertools.chain.from_iterable(map(grid.cells, regions)):
-        key = key_of(index)
-        path = f"{folder}/{key}"
+class Guard:
+    """Looks at the files of one array; made once where many of them are read."""
+
+    def __init__(self, array: Any):
+        """Take a zarr array."""
+        store = getattr(getattr(array, "store_path", None), "store", None)
+        root = str(getattr(store, "root", ""))
+        self._folder = f"{root}/{array.store_path.path}/" if root else ""
+        self._is_sharded = array.shards is not None
+        self._units = Grid(array.shape, array.shards or array.chunks)
+        self._key_of = array.metadata.encode_chunk_key
+        self._whole = math.prod(array.chunks) * array.dtype.itemsize
+        self._look = None if array.shards else _LOOKS.get(_codec(array))
+
+    def refuse_swollen(self, *regions: Region) -> None:
+        """Look at the chunks of regions, before they are decoded.
+
+        Raises:
+            ValueError: If one would expand to much more than a chunk holds, or is no file.
+            OSError: If one cannot be opened.
+        """
+        if self._folder:
+            for index in itertools.chain.from_iterable(map(self._units.cells, regions)):
+                self._refuse(self._key_of(index))
+
+    def _refuse(self, key: str) -> None:
         try:
-            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            file = os.open(self._folder + key, os.O_RDONLY | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
-            continue  # nothing is stored there
+            return  # nothing is stored there
         try:
             found = os.fstat(file)
             is_file = stat.S_ISREG(found.st_mode)
-            size = _LOOKS[codec](file, whole + _ROOM) if codec and is_file else 0
+            size = self._look(file, self._whole + _ROOM) if self._look and is_file else 0
         finally:
             os.close(file)
         if not is_file:
             msg = f"{key} is no file"  # a device may give bytes for ever
             raise ValueError(msg)
-        if array.shards:  # are read in parts
-            continue
-        if size > whole + _ROOM:
-            msg = f"{key} would expand to {size:,} bytes or more, but a chunk holds {whole:,}"
+        if self._is_sharded:  # are read in parts
+            return
+        if size > self._whole + _ROOM:
+            msg = f"{key} would expand to {size:,} bytes or more, but a chunk holds {self._whole:,}"
             raise ValueError(msg)
-        if found.st_size > 2 * whole + _ENVELOPE:
-            msg = f"{key} has {found.st_size:,} bytes, but a chunk holds {whole:,}"
+        if found.st_size > 2 * self._whole + _ENVELOPE:
+            msg = f"{key} has {found.st_size:,} bytes, but a chunk holds {self._whole:,}"
             raise ValueError(msg)
 
 

@@ -53,6 +53,8 @@ FLOORS = (
     "job",
     "needs",
     "flight",
+    "opened",
+    "compute",
     "execute",
     "phantom",
     "audit",

@@ -15,6 +15,7 @@ import pytest
 import zarr
 
 from pyramid_core import PyramidParams, execute, flight, open_image, plan_pyramid, verify_pyramid
+from pyramid_core import opened as opening
 from pyramid_core.build import build_level, build_pyramid
 from pyramid_core.direct import DirectArray
 from pyramid_core.errors import (
@@ -193,7 +194,7 @@ def counted(
     monkeypatch: pytest.MonkeyPatch, plan: PyramidPlan, level: Level, executor: Executor
 ) -> tuple[Counting, Counting]:
     """Build one level; return the finer and the coarser array with what was done to them."""
-    opened = execute._opened
+    opened = opening._open
     arrays: dict[bool, Counting] = {}
 
     def open_counted(token: str, location: str, path: str, *, padded: bool) -> Any:
@@ -202,7 +203,7 @@ def counted(
             padded, Counting(opened(token, location, path, padded=padded), cell)
         )
 
-    monkeypatch.setattr(execute, "_opened", open_counted)
+    monkeypatch.setattr(opening, "_open", open_counted)
     build_level(plan, level, executor, Owner())
     monkeypatch.undo()
     return arrays[False], arrays[True]
@@ -306,13 +307,17 @@ class Meddling(ThreadPoolExecutor):
         return super().submit(fn, *args, **kwargs)
 
 
-@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    ("zarr_format", "dtype", "fill"),
+    [(2, "u2", 0), (3, "u2", 0), (2, ">u2", 3), (2, ">f4", np.nan), (3, "f8", np.nan)],
+)
 def test_a_chunk_that_was_listed_and_is_gone_is_never_background(
-    tmp_path: Path, zarr_format: int
+    tmp_path: Path, zarr_format: int, dtype: str, fill: float
 ) -> None:
     """Where zarr would give the fill value, we give an error that names the object."""
+    voxels = noise((32, 32), dtype)
     source = write_image(
-        tmp_path / "in.zarr", noise((32, 32)), (8, 8), zarr_format=zarr_format, fill_value=0
+        tmp_path / "in.zarr", voxels, (8, 8), zarr_format=zarr_format, fill_value=fill
     )
     gone = chunk_files(source / "0")[5]
     params = PyramidParams(source=str(source), target=str(tmp_path / "out.zarr"))

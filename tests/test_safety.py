@@ -12,6 +12,7 @@ import pytest
 import zarr
 
 import pyramid_core.execute as execute
+import pyramid_core.opened as opening
 from pyramid_core import PyramidParams, build_pyramid, open_image, verify_pyramid
 from pyramid_core.build import BuildResult
 from pyramid_core.errors import BuildError, DefectError, LocationError, PlanError, TargetError
@@ -152,17 +153,20 @@ def test_a_chunk_that_is_missed_once_is_read_again(
 ) -> None:
     """The store says not found, then finds it: what was read meanwhile is not taken for fill."""
     source = write_image(tmp_path / "a.zarr", noise((32, 32)), (8, 8))
-    real = execute._opened
+    real = opening._open
     missed: list[Any] = []
 
     class Forgetful:
         """An array that reads as fill, once."""
 
         def __init__(self, array: Any):
-            self.array, self.chunks = array, array.chunks
+            self._array = array
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._array, name)
 
         def __getitem__(self, region: Any) -> Any:
-            voxels = self.array[region]
+            voxels = self._array[region]
             if missed:
                 return voxels
             missed.append(region)
@@ -172,7 +176,7 @@ def test_a_chunk_that_is_missed_once_is_read_again(
         array = real(token, location, path, padded=padded)
         return Forgetful(array) if path == "0" else array
 
-    monkeypatch.setattr(execute, "_opened", opened)
+    monkeypatch.setattr(opening, "_open", opened)
     result: BuildResult = build_pyramid(params(source))
     assert missed
     assert result.blocks_built > 0

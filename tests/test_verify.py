@@ -388,6 +388,6 @@ def test_a_store_that_fails_for_a_moment_is_no_defect(
     def fail(*_: Any, **__: Any) -> None:
         raise ConnectionResetError("the line is down")
 
-    monkeypatch.setattr("pyramid_core.execute.reduce_block", fail)
+    monkeypatch.setattr("pyramid_core.compute.reduce_block", fail)
     with pytest.raises(BuildError, match="the line is down"):
         verify_pyramid(str(built["zstd-0.5"]), mode="full")

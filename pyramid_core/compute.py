@@ -1,0 +1,155 @@
+"""The voxels of one block: read in tiles, reduced, and put together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyramid_core.direct import DirectArray
+from pyramid_core.errors import SourceError, StoppedError
+from pyramid_core.flight import stopped
+from pyramid_core.grid import Grid, Region, Shape, coarser_region, finer_region, region_shape, shift
+from pyramid_core.image import fill_scalar, same_bits
+from pyramid_core.job import LevelJob
+from pyramid_core.kernels import reduce_block
+from pyramid_core.opened import opened, read, read_stack, read_surely, storage_of
+from pyramid_core.presence import Mask, Presence
+from pyramid_core.stores import is_url
+
+if TYPE_CHECKING:
+    import zarr
+
+log = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+
+def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
+    """Return the voxels of one block."""
+    level = job.level
+    region = level.blocks.region(index)
+    block = background(job, region_shape(region))
+    origin = tuple(axis.start for axis in region)
+    stored = Grid(job.finer_shape, job.stored)
+    first = [a.start for a in stored.touched(finer_region(region, level.step, job.finer_shape))]
+
+    def is_listed(cell: Shape) -> bool:
+        at = tuple(n - start for n, start in zip(cell, first, strict=True))
+        return present is not None and bool(present[at])
+
+    def reduce_tile(tile: Region) -> None:
+        if job.token in stopped:
+            raise StoppedError("stopped")
+        fine = finer_region(tile, level.step, job.finer_shape)
+        cells, regions = stored.cells(fine), stored.within(fine)
+        parts = [(part, is_listed(c)) for c, part in zip(cells, regions, strict=True)]
+        if present is not None and job.skips:
+            parts = [(part, listed) for part, listed in parts if listed]
+        if parts:
+            for made, reduced in _reduced(job, tile, fine, parts):
+                block[shift(made, origin)] = reduced
+
+    tiles = Grid(level.shape, level.tile).within(region)
+    if level.tile_threads == 1:
+        for tile in tiles:
+            reduce_tile(tile)
+    else:
+        with ThreadPoolExecutor(level.tile_threads) as threads:
+            for _ in threads.map(reduce_tile, tiles):
+                pass
+    return block
+
+
+def _reduced(
+    job: LevelJob, tile: Region, fine: Region, parts: list[tuple[Region, bool]]
+) -> Iterable[tuple[Region, Array]]:
+    """Read and reduce a tile; return regions of the level, and their voxels.
+
+    Args:
+        job: The level.
+        tile: The region of it.
+        fine: What it is made of.
+        parts: What of that lies in one stored object each, and whether the object was listed.
+    """
+    level, regions = job.level, [part for part, _ in parts]
+    source = opened(job.token, *job.source, padded=False)
+    stacked = source if isinstance(source, DirectArray) and _can_stack(job, source, fine) else None
+    if stacked:
+        voxels = read_stack(job.token, job.source, stacked, regions)
+        views: Iterable[Array] = voxels.reshape(len(regions), *job.stored)
+    else:
+        voxels = read(job.token, job.source, fine)
+        origin = tuple(axis.start for axis in fine)
+        views = [voxels[shift(part, origin)] for part in regions]
+    found = zip(parts, views, strict=True)
+    _make_sure(job, source, [(part, view) for (part, listed), view in found if listed])
+    reduced = reduce_block(voxels, level.step, job.method)
+    if not stacked:
+        return [(tile, reduced)]
+    made = [coarser_region(part, level.step, level.shape) for part in regions]
+    return zip(made, reduced.reshape(len(made), *region_shape(made[0])), strict=True)
+
+
+def _can_stack(job: LevelJob, source: DirectArray, fine: Region) -> bool:
+    """Return whether the chunks of a tile can be read and reduced one on top of the other.
+
+    So no chunk is taken apart into rows to lie beside another, and those of nothing but background
+    are left out. It takes whole chunks, of which no window sticks out.
+    """
+    return not source.shards and all(
+        axis.start % n == axis.stop % n == n % s == 0
+        for axis, n, s in zip(fine, job.stored, job.level.step, strict=True)
+    )
+
+
+def _make_sure(
+    job: LevelJob, source: zarr.Array[Any] | DirectArray, listed: list[tuple[Region, Array]]
+) -> None:
+    """See that what a listing showed was not read as background; put right what was.
+
+    zarr returns fill for a chunk that is not found. So where a listed object, or of an object store
+    a chunk of a listed shard, reads as nothing but fill, it is asked for by name, and read again;
+    the first voxel settles it for nearly all.
+
+    Args:
+        job: The level.
+        source: The array that is reduced.
+        listed: What lies in one stored object each: the region, and what was read of it.
+    """
+    away = is_url(job.source[0])
+    fill = np.asarray(fill_scalar(job.fill, job.dtype), source.dtype)
+    for region, voxels in listed:
+        start = tuple(axis.start for axis in region)
+        parts = Grid(job.finer_shape, source.chunks).within(region) if away else [region]
+        if any(_is_fill(fill, voxels[shift(part, start)] if away else voxels) for part in parts):
+            cell = tuple(axis.start for axis in Grid(job.finer_shape, job.stored).touched(region))
+            key, storage = _key(job, cell), storage_of(job.token, job.source[0])
+            if not storage.exists(key):
+                msg = f"{key} was listed but could not be found when it was read"
+                raise SourceError(msg)
+            again = read_surely(job.token, job.source, region)
+            if not same_bits(again, voxels):
+                log.warning("%s was listed but read as nothing at first, so it was read again", key)
+                voxels[...] = again
+
+
+def _is_fill(fill: Array, voxels: Array) -> bool:
+    first = voxels[(slice(0, 1),) * voxels.ndim]
+    return first.tobytes() == fill.tobytes() and same_bits(
+        voxels, np.broadcast_to(fill, voxels.shape)
+    )
+
+
+def _key(job: LevelJob, cell: Shape) -> str:
+    storage = storage_of(job.token, job.source[0])
+    grid = Grid(job.finer_shape, job.stored)
+    return Presence(storage, job.source[1], grid, job.key_prefix, job.separator).key(cell)
+
+
+def background(job: LevelJob, shape: Shape) -> Array:
+    """Return voxels of nothing but fill."""
+    return np.full(shape, fill_scalar(job.fill, job.dtype))
