@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,10 @@ from pyramid_core.grid import Grid, Region, Shape, coarser_region, finer_region,
 from pyramid_core.image import fill_scalar, same_bits
 from pyramid_core.job import LevelJob
 from pyramid_core.kernels import reduce_block
-from pyramid_core.opened import opened, read, read_stack, read_surely, storage_of
+from pyramid_core.opened import opened, read, read_surely, storage_of
 from pyramid_core.presence import Mask, Presence
-from pyramid_core.stores import is_url
+from pyramid_core.remote import asked
+from pyramid_core.stores import is_url, shown
 
 if TYPE_CHECKING:
     import zarr
@@ -35,22 +37,22 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
     block = background(job, region_shape(region))
     origin = tuple(axis.start for axis in region)
     stored = Grid(job.finer_shape, job.stored)
-    first = [a.start for a in stored.touched(finer_region(region, level.step, job.finer_shape))]
-
-    def is_listed(cell: Shape) -> bool:
-        at = tuple(n - start for n, start in zip(cell, first, strict=True))
-        return present is not None and bool(present[at])
+    first = tuple(
+        axis.start for axis in stored.touched(finer_region(region, level.step, job.finer_shape))
+    )
 
     def reduce_tile(tile: Region) -> None:
         if job.token in stopped:
             raise StoppedError("stopped")
         fine = finer_region(tile, level.step, job.finer_shape)
-        cells, regions = stored.cells(fine), stored.within(fine)
-        parts = [(part, is_listed(c)) for c, part in zip(cells, regions, strict=True)]
-        if present is not None and job.skips:
-            parts = [(part, listed) for part, listed in parts if listed]
+        parts = list(stored.within(fine))
+        listed = [False] * len(parts)
+        if present is not None:
+            listed = present[shift(stored.touched(fine), first)].ravel().tolist()
+            if job.skips:
+                parts, listed = list(itertools.compress(parts, listed)), [True] * sum(listed)
         if parts:
-            for made, reduced in _reduced(job, tile, fine, parts):
+            for made, reduced in _reduced(job, tile, fine, parts, listed):
                 block[shift(made, origin)] = reduced
 
     tiles = Grid(level.shape, level.tile).within(region)
@@ -65,7 +67,7 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
 
 
 def _reduced(
-    job: LevelJob, tile: Region, fine: Region, parts: list[tuple[Region, bool]]
+    job: LevelJob, tile: Region, fine: Region, parts: list[Region], listed: list[bool]
 ) -> Iterable[tuple[Region, Array]]:
     """Read and reduce a tile; return regions of the level, and their voxels.
 
@@ -73,24 +75,24 @@ def _reduced(
         job: The level.
         tile: The region of it.
         fine: What it is made of.
-        parts: What of that lies in one stored object each, and whether the object was listed.
+        parts: What of that lies in one stored object each.
+        listed: Whether the object was listed.
     """
-    level, regions = job.level, [part for part, _ in parts]
+    level = job.level
     source = opened(job.token, *job.source, padded=False)
     stacked = source if isinstance(source, DirectArray) and _can_stack(job, source, fine) else None
     if stacked:
-        voxels = read_stack(job.token, job.source, stacked, regions)
-        views: Iterable[Array] = voxels.reshape(len(regions), *job.stored)
+        voxels = asked(shown(job.source[0]), lambda: stacked.stacked(parts))
+        views: Iterable[Array] = voxels.reshape(len(parts), *job.stored)
     else:
         voxels = read(job.token, job.source, fine)
         origin = tuple(axis.start for axis in fine)
-        views = [voxels[shift(part, origin)] for part in regions]
-    found = zip(parts, views, strict=True)
-    _make_sure(job, source, [(part, view) for (part, listed), view in found if listed])
+        views = [voxels[shift(part, origin)] for part in parts]
+    _make_sure(job, source, itertools.compress(zip(parts, views, strict=True), listed))
     reduced = reduce_block(voxels, level.step, job.method)
     if not stacked:
         return [(tile, reduced)]
-    made = [coarser_region(part, level.step, level.shape) for part in regions]
+    made = [coarser_region(part, level.step, level.shape) for part in parts]
     return zip(made, reduced.reshape(len(made), *region_shape(made[0])), strict=True)
 
 
@@ -107,7 +109,7 @@ def _can_stack(job: LevelJob, source: DirectArray, fine: Region) -> bool:
 
 
 def _make_sure(
-    job: LevelJob, source: zarr.Array[Any] | DirectArray, listed: list[tuple[Region, Array]]
+    job: LevelJob, source: zarr.Array[Any] | DirectArray, listed: Iterable[tuple[Region, Array]]
 ) -> None:
     """See that what a listing showed was not read as background; put right what was.
 

@@ -16,6 +16,8 @@ import numpy as np
 from obstore.store import LocalStore
 
 from pyramid_core.grid import Grid, Region, Shape, multiply, region_shape, shift
+from pyramid_core.plain import plain_chunks
+from pyramid_core.swollen import Guard
 
 if TYPE_CHECKING:
     import zarr
@@ -31,7 +33,11 @@ class DirectArray:
 
     def __init__(self, array: zarr.Array[Any]):
         """Take an array that was opened with the pipeline of zarrs."""
-        self._array = array
+        from zarrs._internal import ChunkItem
+
+        self._array, self._chunk_item = array, ChunkItem
+        self._key_of = array.metadata.encode_chunk_key
+        self._guard, self._plain = Guard(array), plain_chunks(array)
         self._zarrs: Any = array._async_array.codec_pipeline.impl  # type: ignore[attr-defined] # of its pipeline
         self._units = Grid(array.shape, array.shards or array.chunks)
         store = getattr(array.store_path.store, "store", None)  # of obstore; zarr's own is local
@@ -43,21 +49,27 @@ class DirectArray:
 
     def __getitem__(self, region: Region) -> Array:
         """Return the voxels of a region; fill where nothing is stored."""
-        return self._read(self._items(region), region_shape(region))
+        self._guard.refuse_swollen(region)
+        voxels = np.empty(region_shape(region), self._array.dtype)
+        self._read(self._items(region), voxels)
+        return voxels
 
     def stacked(self, chunks: list[Region]) -> Array:
-        """Return chunks of one size, one on top of the other along the first axis."""
-        rows, *others = region_shape(chunks[0])
-        shape = (len(chunks) * rows, *others)
-        sides = [slice(0, n) for n in others]
-        places = [(slice(n * rows, (n + 1) * rows), *sides) for n in range(len(chunks))]
-        items = [self._item(part, place, shape) for part, place in zip(chunks, places, strict=True)]
-        return self._read(items, shape)
-
-    def _read(self, items: list[Any], shape: Shape) -> Array:
-        voxels = np.empty(shape, self._array.dtype)
-        self._each(lambda some: self._zarrs.retrieve_chunks_and_apply_index(some, voxels), items)
+        """Return whole chunks, one on top of the other along the first axis."""
+        rows, *others = self._units.cell
+        whole = tuple(slice(0, n) for n in self._units.cell)
+        voxels = np.empty((len(chunks) * rows, *others), self._array.dtype)
+        left = []
+        for number, chunk in enumerate(chunks):
+            cell, place = next(self._units.cells(chunk)), slice(number * rows, (number + 1) * rows)
+            if self._plain is None or not self._plain.read(cell, voxels[place]):
+                self._guard.refuse_swollen(chunk)
+                left.append(self._item(cell, whole, (place, *whole[1:]), voxels.shape))
+        self._read(left, voxels)
         return voxels
+
+    def _read(self, items: list[Any], voxels: Array) -> None:
+        self._each(lambda some: self._zarrs.retrieve_chunks_and_apply_index(some, voxels), items)
 
     def _each(self, task: Callable[[list[Any]], None], items: list[Any]) -> None:
         """Do a task for all items; of a store that is far away, for many at the same time.
@@ -66,7 +78,7 @@ class DirectArray:
         """
         if self._is_away and len(items) > 1:
             list(_requests().map(lambda item: task([item]), items))
-        else:
+        elif items:
             task(items)
 
     def __setitem__(self, region: Region, voxels: Array) -> None:
@@ -80,17 +92,16 @@ class DirectArray:
 
     def _items(self, region: Region) -> list[Any]:
         start, shape = tuple(axis.start for axis in region), region_shape(region)
-        return [self._item(part, shift(part, start), shape) for part in self._units.within(region)]
+        items = []
+        for cell, part in zip(self._units.cells(region), self._units.within(region), strict=True):
+            inside = shift(part, multiply(cell, self._units.cell))
+            items.append(self._item(cell, inside, shift(part, start), shape))
+        return items
 
-    def _item(self, part: Region, place: Region, shape: Shape) -> Any:
+    def _item(self, cell: Shape, inside: Region, place: Region, shape: Shape) -> Any:
         """Say to zarrs which part of a stored object is which place of voxels of a shape."""
-        from zarrs._internal import ChunkItem
-
-        unit = self._units.cell
-        cell = tuple(axis.start // n for axis, n in zip(part, unit, strict=True))
-        inside = shift(part, multiply(cell, unit))
-        key = self._folder + self._array.metadata.encode_chunk_key(cell)
-        return ChunkItem(key, inside, unit, place, shape)
+        key = self._folder + self._key_of(cell)
+        return self._chunk_item(key, inside, self._units.cell, place, shape)
 
 
 @cache

@@ -24,7 +24,7 @@ from pyramid_core.grid import Grid, Region, Shape, multiply, region_shape
 from pyramid_core.image import same_bits
 from pyramid_core.job import BlockResult, LevelJob, level_job, refuse_other_build, this_process
 from pyramid_core.model import Level, PyramidPlan
-from pyramid_core.needs import needed_units, source_presence, target_presence, units_of
+from pyramid_core.needs import finer_cells, needed_units, source_presence, target_presence, units_of
 from pyramid_core.opened import opened, read, read_surely
 from pyramid_core.presence import Mask
 from pyramid_core.remote import asked
@@ -186,6 +186,10 @@ class LevelRun:
         """Yield the blocks that have source data and lack a stored object."""
         source = source_presence(job)
         target = target_presence(self.plan, self.level)
+        if source is not None and source.is_full() and target.is_empty():
+            for index in self.level.blocks:  # nothing to be looked up, so no worker waits for it
+                yield job, index, np.ones(region_shape(finer_cells(job, index)), bool)
+            return
         for index in self.level.blocks:
             need, present = needed_units(self.plan, job, source, index)
             if not need.any():

@@ -13,7 +13,7 @@ from pyramid_core.direct import DirectArray, direct
 from pyramid_core.grid import Region
 from pyramid_core.remote import asked
 from pyramid_core.stores import Storage, is_url, open_storage, shown
-from pyramid_core.swollen import Guard
+from pyramid_core.swollen import refuse_swollen
 
 if TYPE_CHECKING:
     import zarr
@@ -30,16 +30,9 @@ def opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array[
 def read(token: str, place: tuple[str, str], region: Region) -> Array:
     """Return the voxels of a region of the array at a place: location and path."""
     array = opened(token, *place, padded=False)
-    _guard(token, *place).refuse_swollen(region)
+    if not isinstance(array, DirectArray):  # which looks itself
+        refuse_swollen(array, region)
     return asked(shown(place[0]), lambda: np.asarray(array[region]))
-
-
-def read_stack(
-    token: str, place: tuple[str, str], array: DirectArray, chunks: list[Region]
-) -> Array:
-    """Return the voxels of whole chunks, one on top of the other along the first axis."""
-    _guard(token, *place).refuse_swollen(*chunks)
-    return asked(shown(place[0]), lambda: array.stacked(chunks))
 
 
 def read_surely(token: str, place: tuple[str, str], region: Region) -> Array:
@@ -72,11 +65,6 @@ def _open(
 @lru_cache(maxsize=32)
 def _open_surely(token: str, location: str, path: str) -> zarr.Array[Any]:  # noqa: ARG001 - the token keeps jobs apart
     return open_array(open_storage(location), path, surely=True)
-
-
-@lru_cache(maxsize=32)
-def _guard(token: str, location: str, path: str) -> Guard:
-    return Guard(opened(token, location, path, padded=False))
 
 
 _opening = threading.RLock()

@@ -31,6 +31,7 @@ METADATA = frozenset({"zarr.json", ".zarray", ".zattrs"})
 """Objects of an array that are no chunks."""
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+States = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Presence:
@@ -83,15 +84,20 @@ class Presence:
 
     def is_full(self) -> bool:
         """Return whether one listing tells that all cells are stored."""
-        if self._depth:
-            return False
-        slab = self._slab(())
-        return not isinstance(slab, dict) and bool((slab == _WHOLE).all())
+        return (states := self._all()) is not None and bool((states == _WHOLE).all())
 
-    def _states(self, cells: Region) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        if not self._depth and not isinstance(whole := self._slab(()), dict):
-            window: np.ndarray[Any, np.dtype[np.uint8]] = whole[cells]
-            return window
+    def is_empty(self) -> bool:
+        """Return whether one listing tells that no cell is stored."""
+        return (states := self._all()) is not None and not states.any()
+
+    def _all(self) -> States | None:
+        """Return the states of all cells, where they come of one listing and fit in memory."""
+        slab = None if self._depth else self._slab(())
+        return slab if isinstance(slab, np.ndarray) else None
+
+    def _states(self, cells: Region) -> States:
+        if (whole := self._all()) is not None:
+            return whole[cells]
         outer = cells[: self._depth]
         inner = cells[self._depth :]
         window = np.zeros([axis.stop - axis.start for axis in cells], np.uint8)

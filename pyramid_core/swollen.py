@@ -19,7 +19,7 @@ from pyramid_core.grid import Grid, Region
 _ROOM = 2**26
 """Bytes beyond a chunk that a decoder may take: a header tells of blocks, not of bytes."""
 
-_ENVELOPE = 2**16
+ENVELOPE = 2**16
 """Bytes that a codec may add. Gzip, whose header says nothing, makes a thousand of each."""
 
 _BLOCK = 2**17
@@ -43,7 +43,7 @@ class Guard:
         self._units = Grid(array.shape, array.shards or array.chunks)
         self._key_of = array.metadata.encode_chunk_key
         self._whole = math.prod(array.chunks) * array.dtype.itemsize
-        self._look = None if array.shards else _LOOKS.get(_codec(array))
+        self._look = None if array.shards else _LOOKS.get(sole_codec(array))
 
     def refuse_swollen(self, *regions: Region) -> None:
         """Look at the chunks of regions, before they are decoded.
@@ -75,12 +75,12 @@ class Guard:
         if size > self._whole + _ROOM:
             msg = f"{key} would expand to {size:,} bytes or more, but a chunk holds {self._whole:,}"
             raise ValueError(msg)
-        if found.st_size > 2 * self._whole + _ENVELOPE:
+        if found.st_size > 2 * self._whole + ENVELOPE:
             msg = f"{key} has {found.st_size:,} bytes, but a chunk holds {self._whole:,}"
             raise ValueError(msg)
 
 
-def _codec(array: Any) -> str:
+def sole_codec(array: Any) -> str:
     """Return zstd or blosc if chunks are compressed by that alone."""
     if len(array.compressors) != 1:
         return ""
@@ -103,16 +103,11 @@ def _zstd(file: int, enough: int) -> int:
     at = total = 0
     while total <= enough:
         head = os.pread(file, 18, at)
-        if len(head) < 5 or head[:4] != b"\x28\xb5\x2f\xfd":
+        if not _is_frame(head):
             break  # the end, or what no decoder takes
-        flags = head[4]
-        single = flags >> 5 & 1
-        sized = (single, 2, 4, 8)[flags >> 6]
-        start = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]
-        said = int.from_bytes(head[start : start + sized], "little") + (256 if sized == 2 else 0)
-        if sized:
-            total += said
-        at += start + sized
+        said, length = _header(head)
+        total += said or 0
+        at += length
         last = False
         while not last and total <= enough:
             block = os.pread(file, 3, at)
@@ -120,11 +115,30 @@ def _zstd(file: int, enough: int) -> int:
                 return total
             number = int.from_bytes(block, "little")
             last, kind, length = bool(number & 1), number >> 1 & 3, number >> 3
-            if not sized:
+            if said is None:
                 total += _BLOCK if kind == 2 else length
             at += 3 + (1 if kind == 1 else length)
-        at += 4 if flags & 4 else 0
+        at += 4 if head[4] & 4 else 0
     return total
+
+
+def frame_size(stored: bytes) -> int | None:
+    """Return the bytes that a zstd frame says it gives; None if it does not, or is none."""
+    return _header(stored[:18])[0] if _is_frame(stored[:18]) else None
+
+
+def _is_frame(head: bytes) -> bool:
+    return len(head) >= 5 and head[:4] == b"\x28\xb5\x2f\xfd"
+
+
+def _header(head: bytes) -> tuple[int | None, int]:
+    """Return what the header of a frame says it gives, if it does, and how long the header is."""
+    flags = head[4]
+    single = flags >> 5 & 1
+    sized = (single, 2, 4, 8)[flags >> 6]
+    start = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]
+    said = int.from_bytes(head[start : start + sized], "little") + (256 if sized == 2 else 0)
+    return said if sized else None, start + sized
 
 
 _LOOKS = {"zstd": _zstd, "blosc": _blosc}
