@@ -188,7 +188,7 @@ class LevelRun:
         target = target_presence(self.plan, self.level)
         if source is not None and source.is_full() and target.is_empty():
             for index in self.level.blocks:  # nothing to be looked up, so no worker waits for it
-                yield job, index, np.ones(region_shape(finer_cells(job, index)), bool)
+                yield job, index, _everything(region_shape(finer_cells(job, index)))
             return
         for index in self.level.blocks:
             need, present = needed_units(self.plan, job, source, index)
@@ -198,6 +198,13 @@ class LevelRun:
                 self.found += 1
             else:
                 yield job, index, present
+
+
+@lru_cache(maxsize=64)
+def _everything(shape: Shape) -> Mask:
+    mask = np.ones(shape, bool)
+    mask.flags.writeable = False
+    return mask
 
 
 def run_level(plan: PyramidPlan, level: Level, executor: Executor) -> LevelRun:

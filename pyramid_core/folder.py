@@ -142,9 +142,9 @@ def _below(root: str, prefix: str) -> Iterator[StoredObject]:
                     if entry.is_symlink():
                         _refuse_cycle(entry.path)
                     pending.append((entry.path, f"{key}/"))
-                elif not _TEMPORARY.search(entry.name):
-                    found = _KINDS[stat.S_IFMT(status.st_mode)]
-                    odd = "" if found == "a file" else found
+                elif "#" not in entry.name or not _TEMPORARY.search(entry.name):
+                    mode = status.st_mode
+                    odd = "" if stat.S_ISREG(mode) else _KINDS[stat.S_IFMT(mode)]
                     yield StoredObject(key, status.st_size, str(status.st_mtime_ns), odd)
         if is_empty:
             yield StoredObject(start.rstrip("/"), 0, "", "a folder")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
 import sys
 from typing import Any
@@ -76,18 +75,15 @@ class PlainChunks:
             return False
 
     def _stored(self, key: str) -> bytes | None:
-        """Return what a file holds, or None if it cannot be a chunk."""
-        file = os.open(self._folder + key, os.O_RDONLY | os.O_NONBLOCK)
+        """Return what a file holds, or None if that is more than a chunk can be."""
+        file = os.open(self._folder + key, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         try:
-            found = os.fstat(file)
-            if not stat.S_ISREG(found.st_mode) or found.st_size > self._most:
-                return None  # a device may give bytes for ever
-            stored = os.read(file, found.st_size)
-            while len(stored) < found.st_size and (more := os.read(file, found.st_size)):
-                stored += more
+            stored = os.read(file, self._most + 1)  # a device may give bytes for ever
+        except (BlockingIOError, IsADirectoryError):
+            return None
         finally:
             os.close(file)
-        return stored
+        return stored if len(stored) <= self._most else None
 
 
 def _copy(stored: bytes, voxels: Array) -> bool:

@@ -179,8 +179,10 @@ class Presence:
 
     def _cell(self, key: str) -> Shape | None:
         found = self._is_cell(key)
-        cell = tuple(map(int, found.groups())) if found else ()
-        return cell if found and all(map(operator.lt, cell, self._counts)) else None
+        if found is None:
+            return None
+        cell = tuple(map(int, found.groups()))
+        return cell if all(map(operator.lt, cell, self._counts)) else None
 
 
 def object_hash(*told: object) -> int:

@@ -180,15 +180,26 @@ def test_a_blosc_header_is_not_believed(tmp_path: Path, at: int, size: int) -> N
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_in_the_place_of_a_chunk_is_not_waited_for(tmp_path: Path) -> None:
-    """It is told of at once."""
+@pytest.mark.parametrize("kind", ["pipe", "pipe that is written to", "folder", "/dev/zero"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    """A pipe, a folder or a device in the place of a chunk is told of at once."""
     image = write_image(tmp_path / "a.zarr", noise(SHAPE), CHUNK)
-    chunk_of(image).unlink()
-    os.mkfifo(chunk_of(image))
+    chunk = chunk_of(image)
+    chunk.unlink()
+    if kind == "folder":
+        chunk.mkdir()
+    elif kind == "/dev/zero":
+        chunk.symlink_to(kind)
+    else:
+        os.mkfifo(chunk)
+    if kind == "pipe that is written to":
+        writer = os.open(chunk, os.O_RDWR)
     array = opened(image)
     assert not read(array)[0]
     with pytest.raises(ValueError, match="1/2/1 is no file"):
         stacked(array, [REGION])
+    if kind == "pipe that is written to":
+        os.close(writer)
 
 
 def test_a_chunk_that_may_not_be_read_is_no_fill(
@@ -208,14 +219,13 @@ def test_a_chunk_that_may_not_be_read_is_no_fill(
 def test_a_file_that_is_given_in_pieces_is_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As some network file systems do."""
+    """As some network file systems do: then zarrs asks until all is there."""
     voxels = noise(SHAPE)
     array = opened(write_image(tmp_path / "a.zarr", voxels, CHUNK))
     real = os.read
     monkeypatch.setattr("pyramid_core.plain.os.read", lambda file, n: real(file, min(n, 100)))
-    done, found = read(array)
-    assert done
-    assert np.array_equal(found, voxels[REGION])
+    assert not read(array)[0]
+    assert np.array_equal(stacked(array, [REGION]), voxels[REGION])
 
 
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
