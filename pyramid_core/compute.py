@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,9 @@ log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
+Part = tuple[Region, bool]
+"""A region that lies in one stored object, and whether the object was listed."""
+
 
 def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
     """Return the voxels of one block."""
@@ -45,14 +47,14 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
         if job.token in stopped:
             raise StoppedError("stopped")
         fine = finer_region(tile, level.step, job.finer_shape)
-        parts = list(stored.within(fine))
-        listed = [False] * len(parts)
+        parts = [(part, False) for part in stored.within(fine)]
         if present is not None:
             listed = present[shift(stored.touched(fine), first)].ravel().tolist()
+            parts = [(part, there) for (part, _), there in zip(parts, listed, strict=True)]
             if job.skips:
-                parts, listed = list(itertools.compress(parts, listed)), [True] * sum(listed)
+                parts = [(part, there) for part, there in parts if there]
         if parts:
-            for made, reduced in _reduced(job, tile, fine, parts, listed):
+            for made, reduced in _reduced(job, tile, fine, parts):
                 block[shift(made, origin)] = reduced
 
     tiles = Grid(level.shape, level.tile).within(region)
@@ -67,33 +69,31 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
 
 
 def _reduced(
-    job: LevelJob, tile: Region, fine: Region, parts: list[Region], listed: list[bool]
-) -> Iterable[tuple[Region, Array]]:
-    """Read and reduce a tile; return regions of the level, and their voxels.
-
-    Args:
-        job: The level.
-        tile: The region of it.
-        fine: What it is made of.
-        parts: What of that lies in one stored object each.
-        listed: Whether the object was listed.
-    """
-    level = job.level
+    job: LevelJob, tile: Region, fine: Region, parts: list[Part]
+) -> Iterator[tuple[Region, Array]]:
+    """Read and reduce a tile, which is made of *fine*; yield regions of the level and voxels."""
     source = opened(job.token, *job.source, padded=False)
-    stacked = source if isinstance(source, DirectArray) and _can_stack(job, source, fine) else None
-    if stacked:
-        voxels = asked(shown(job.source[0]), lambda: stacked.stacked(parts))
-        views: Iterable[Array] = voxels.reshape(len(parts), *job.stored)
-    else:
-        voxels = read(job.token, job.source, fine)
-        origin = tuple(axis.start for axis in fine)
-        views = [voxels[shift(part, origin)] for part in parts]
-    _make_sure(job, source, itertools.compress(zip(parts, views, strict=True), listed))
+    if isinstance(source, DirectArray) and _can_stack(job, source, fine):
+        for start in range(0, len(parts), source.worthwhile):
+            yield from _reduced_stack(job, source, parts[start : start + source.worthwhile])
+        return
+    voxels = read(job.token, job.source, fine)
+    origin = tuple(axis.start for axis in fine)
+    views = [voxels[shift(part, origin)] for part, _ in parts]
+    _make_sure(job, source, parts, views)
+    yield tile, reduce_block(voxels, job.level.step, job.method)
+
+
+def _reduced_stack(
+    job: LevelJob, source: DirectArray, parts: list[Part]
+) -> Iterator[tuple[Region, Array]]:
+    """Read chunks one on top of the other and reduce them so; yield what each becomes."""
+    chunks, level = [chunk for chunk, _ in parts], job.level
+    voxels = asked(shown(job.source[0]), lambda: source.stacked(chunks))
+    _make_sure(job, source, parts, voxels.reshape(len(chunks), *job.stored))
     reduced = reduce_block(voxels, level.step, job.method)
-    if not stacked:
-        return [(tile, reduced)]
-    made = [coarser_region(part, level.step, level.shape) for part in parts]
-    return zip(made, reduced.reshape(len(made), *region_shape(made[0])), strict=True)
+    made = [coarser_region(chunk, level.step, level.shape) for chunk in chunks]
+    yield from zip(made, reduced.reshape(len(made), *region_shape(made[0])), strict=True)
 
 
 def _can_stack(job: LevelJob, source: DirectArray, fine: Region) -> bool:
@@ -109,7 +109,10 @@ def _can_stack(job: LevelJob, source: DirectArray, fine: Region) -> bool:
 
 
 def _make_sure(
-    job: LevelJob, source: zarr.Array[Any] | DirectArray, listed: Iterable[tuple[Region, Array]]
+    job: LevelJob,
+    source: zarr.Array[Any] | DirectArray,
+    parts: list[Part],
+    views: Iterable[Array],
 ) -> None:
     """See that what a listing showed was not read as background; put right what was.
 
@@ -120,14 +123,17 @@ def _make_sure(
     Args:
         job: The level.
         source: The array that is reduced.
-        listed: What lies in one stored object each: the region, and what was read of it.
+        parts: What was read of it.
+        views: The voxels of each part.
     """
     away = is_url(job.source[0])
     fill = np.asarray(fill_scalar(job.fill, job.dtype), source.dtype)
-    for region, voxels in listed:
+    for (region, listed), voxels in zip(parts, views, strict=True):
+        if not listed:
+            continue
         start = tuple(axis.start for axis in region)
-        parts = Grid(job.finer_shape, source.chunks).within(region) if away else [region]
-        if any(_is_fill(fill, voxels[shift(part, start)] if away else voxels) for part in parts):
+        chunks = Grid(job.finer_shape, source.chunks).within(region) if away else [region]
+        if any(_is_fill(fill, voxels[shift(chunk, start)]) for chunk in chunks):
             cell = tuple(axis.start for axis in Grid(job.finer_shape, job.stored).touched(region))
             key, storage = _key(job, cell), storage_of(job.token, job.source[0])
             if not storage.exists(key):

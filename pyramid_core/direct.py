@@ -6,6 +6,8 @@ one call, each waiting for the GIL. zarrs needs none of them, so here it is call
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -26,6 +28,10 @@ Array = np.ndarray[Any, Any]
 
 REQUESTS = 32
 """Chunks that one process asks of object stores at the same time: at 20 ms each, 1,600 a second."""
+
+_CACHED = 2**22
+"""Bytes of voxels that are read and reduced at once. Measured: where one chunk of 4 MB at a time
+takes 2.4 s, eight take 2.6, which leave the cache before they are reduced."""
 
 
 class DirectArray:
@@ -53,6 +59,12 @@ class DirectArray:
         voxels = np.empty(region_shape(region), self._array.dtype)
         self._read(self._items(region), voxels)
         return voxels
+
+    @property
+    def worthwhile(self) -> int:
+        """How many chunks are best read at once: what stays in a cache; from afar, all of them."""
+        chunk = math.prod(self._units.cell) * self._array.dtype.itemsize
+        return sys.maxsize if self._is_away else max(1, _CACHED // chunk)
 
     def stacked(self, chunks: list[Region]) -> Array:
         """Return whole chunks, one on top of the other along the first axis."""

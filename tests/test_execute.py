@@ -190,6 +190,23 @@ def test_each_chunk_is_read_once_and_each_unit_is_written_once(
                 assert (read.stacks > 0) == (finer.shards is None)
 
 
+@pytest.mark.parametrize("fit", [1, 3, 100])
+def test_how_many_chunks_fit_in_a_cache_does_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: int
+) -> None:
+    """However few are reduced one on top of the other, the files are the same, byte for byte."""
+    voxels = noise((64, 64, 64))
+    voxels[:16, 16:32] = 0  # chunks that are not stored, so that stacks have gaps
+    source = write_image(tmp_path / "in.zarr", voxels, (16, 16, 16), fill_value=0)
+    for chunk in source.glob("0/c/0/1/*"):
+        chunk.unlink()
+    build(source, tmp_path / "a.zarr")
+    monkeypatch.setattr("pyramid_core.direct._CACHED", fit * 16**3 * 2)
+    result = build(source, tmp_path / "b.zarr")
+    assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr")
+    assert_pyramid(tmp_path / "b.zarr", steps_of(result), "mean")
+
+
 def counted(
     monkeypatch: pytest.MonkeyPatch, plan: PyramidPlan, level: Level, executor: Executor
 ) -> tuple[Counting, Counting]:
