@@ -37,7 +37,7 @@ def plain_chunks(array: Any) -> PlainChunks | None:
         and array.dtype.isnative
         and array.metadata.fill_value is not None
         and type(array.serializer).__name__ in ("BytesCodec", "NoneType")
-        and bool(array.compressors) == bool(sole_codec(array))
+        and bool(array.compressors) == bool(sole_codec(array))  # none, or one that we know
         and whole <= _MOST
     )
     return PlainChunks(array, whole) if is_plain else None
@@ -51,7 +51,7 @@ class PlainChunks:
         self._folder = f"{array.store_path.store.root}/{array.store_path.path}/"
         self._key_of = array.metadata.encode_chunk_key
         self._fill = array.metadata.fill_value
-        self._most = 2 * whole + ENVELOPE
+        self._most = whole + whole // 64 + ENVELOPE  # what codecs add to what they cannot compress
         self._decode = _DECODERS[sole_codec(array)]
 
     def read(self, cell: Shape, voxels: Array) -> bool:

@@ -90,6 +90,10 @@ class Presence:
         """Return whether one listing tells that no cell is stored."""
         return (states := self._all()) is not None and not states.any()
 
+    def may_be_hollow(self) -> bool:
+        """Return whether any cell may be an object of zero bytes."""
+        return (states := self._all()) is None or bool((states == _HOLLOW).any())
+
     def _all(self) -> States | None:
         """Return the states of all cells, where they come of one listing and fit in memory."""
         slab = None if self._depth else self._slab(())
