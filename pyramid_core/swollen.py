@@ -14,7 +14,7 @@ import stat
 import struct
 from typing import Any
 
-from pyramid_core.grid import Grid, Region
+from pyramid_core.grid import Grid, Region, Shape
 
 _ROOM = 2**26
 """Bytes beyond a chunk that a decoder may take: a header tells of blocks, not of bytes."""
@@ -28,7 +28,9 @@ _BLOCK = 2**17
 
 def refuse_swollen(array: Any, *regions: Region) -> None:
     """Look at the chunks of regions of an array, before they are decoded; see ``Guard``."""
-    Guard(array).refuse_swollen(*regions)
+    guard = Guard(array)
+    for cell in itertools.chain.from_iterable(map(guard.units.cells, regions)):
+        guard.refuse_swollen(cell)
 
 
 class Guard:
@@ -40,23 +42,21 @@ class Guard:
         root = str(getattr(store, "root", ""))
         self._folder = f"{root}/{array.store_path.path}/" if root else ""
         self._is_sharded = array.shards is not None
-        self._units = Grid(array.shape, array.shards or array.chunks)
+        self.units = Grid(array.shape, array.shards or array.chunks)
         self._key_of = array.metadata.encode_chunk_key
         self._whole = math.prod(array.chunks) * array.dtype.itemsize
         self._look = None if array.shards else _LOOKS.get(sole_codec(array))
 
-    def refuse_swollen(self, *regions: Region) -> None:
-        """Look at the chunks of regions, before they are decoded.
+    def refuse_swollen(self, cell: Shape) -> None:
+        """Look at a chunk, before it is decoded.
 
         Raises:
-            ValueError: If one would expand to much more than a chunk holds, or is no file.
-            OSError: If one cannot be opened.
+            ValueError: If it would expand to much more than a chunk holds, or is no file.
+            OSError: If it cannot be opened.
         """
-        if self._folder:
-            for index in itertools.chain.from_iterable(map(self._units.cells, regions)):
-                self._refuse(self._key_of(index))
-
-    def _refuse(self, key: str) -> None:
+        if not self._folder:
+            return
+        key = self._key_of(cell)
         try:
             file = os.open(self._folder + key, os.O_RDONLY | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
