@@ -12,6 +12,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,12 +27,14 @@ import pyramid_core.remote as remote
 import pyramid_core.sure as sure
 from pyramid_core import PyramidParams, build_pyramid, open_image, verify_pyramid
 from pyramid_core.arrays import open_array, with_padding
+from pyramid_core.build import build_level
 from pyramid_core.contrast import contrast_windows
 from pyramid_core.errors import AccessError, BuildError, PyramidError, StoreError
 from pyramid_core.phantom import is_vacant
 from pyramid_core.plan import plan_pyramid
 from pyramid_core.preview import render_preview
 from pyramid_core.stores import open_storage
+from pyramid_core.writer import prepare
 from tests.proxy import KINDS, Proxy, running_proxy
 from tests.stories import tree, write_image
 
@@ -148,6 +151,26 @@ def campaign(
     assert stored(target or source) == right[target is None]
     assert verify_pyramid(target or source, "full").ok
     assert beside(store) <= {"a.zarr", "b.zarr"}
+
+
+def test_a_chunk_in_a_bucket_takes_one_request(store: str, proxy: Proxy, tmp_path: Path) -> None:
+    """Each chunk of a level that is reduced is asked for once, each of a level that is made is put once, and no sizes are asked for."""
+    voxels = np.random.default_rng(3).integers(1, 4000, (48, 64)).astype("u2")
+    source = upload(write_image(tmp_path / "a.zarr", voxels, CHUNK), f"{store}/a.zarr")
+    plan = plan_pyramid(
+        open_image(source).info, PyramidParams(source=source, max_levels=3, **ASKED)
+    )
+    prepare(plan)
+    proxy.behave()
+    with ThreadPoolExecutor(2) as threads:
+        for level in plan.written:
+            build_level(plan, level, threads, owner.Owner())
+    asked = Counter((told["method"], told["key"]) for told in proxy.heard if "/c/" in told["key"])
+    chunks = {0: (3, 4), 1: (2, 2), 2: (1, 1)}
+    keys = {level: [f"a.zarr/{level}/c/{y}/{x}" for y in range(ny) for x in range(nx)]
+            for level, (ny, nx) in chunks.items()}  # fmt: skip
+    read = Counter(("GET", key) for key in keys[0] + keys[1])
+    assert asked == read + Counter(("PUT", key) for key in keys[1] + keys[2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
