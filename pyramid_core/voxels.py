@@ -154,11 +154,11 @@ def _blocks(
     if source is not None and source.is_full() and target.is_full():
         yield from ((index, True, False) for index in level.blocks)
         return
-    hollow = [of for of in (source, target) if of is not None and of.may_be_hollow()]
+    # Where the source cannot be listed, neither can what was published beside it.
+    hollow = [of for of in (source, target) if source is not None and of and of.may_be_hollow()]
     for index in level.blocks:
         need, _ = needed_units(plan, whole, source, index)
         cells = units_of(level, index)
-        # Where the source cannot be listed, neither can what was published beside it.
         is_doubtful = source is not None and (
             (need != target.window(cells)).any()
             or (target in hollow and target.hollow(cells).any())
