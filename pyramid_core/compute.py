@@ -16,6 +16,7 @@ from pyramid_core.grid import Grid, Region, Shape, coarser_region, finer_region,
 from pyramid_core.image import fill_scalar, same_bits
 from pyramid_core.job import LevelJob
 from pyramid_core.kernels import reduce_block
+from pyramid_core.needs import finer_cells
 from pyramid_core.opened import opened, read, read_surely, storage_of
 from pyramid_core.presence import Mask, Presence
 from pyramid_core.remote import asked
@@ -39,20 +40,22 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
     block = background(job, region_shape(region))
     origin = tuple(axis.start for axis in region)
     stored = Grid(job.finer_shape, job.stored)
-    first = tuple(
-        axis.start for axis in stored.touched(finer_region(region, level.step, job.finer_shape))
-    )
+    first = tuple(axis.start for axis in finer_cells(job, index))
 
     def reduce_tile(tile: Region) -> None:
         if job.token in stopped:
             raise StoppedError("stopped")
         fine = finer_region(tile, level.step, job.finer_shape)
-        parts = [(part, False) for part in stored.within(fine)]
-        if present is not None:
-            listed = present[shift(stored.touched(fine), first)].ravel().tolist()
-            parts = [(part, there) for (part, _), there in zip(parts, listed, strict=True)]
-            if job.skips:
-                parts = [(part, there) for part, there in parts if there]
+        cells = stored.touched(fine)
+        if present is None:
+            listed = np.zeros(region_shape(cells), bool)
+        else:
+            listed = present[shift(cells, first)]
+        parts = [
+            (part, there)
+            for part, there in zip(stored.within(fine), listed.ravel().tolist(), strict=True)
+            if there or present is None or not job.skips
+        ]
         if parts:
             for made, reduced in _reduced(job, tile, fine, parts):
                 block[shift(made, origin)] = reduced
@@ -74,8 +77,9 @@ def _reduced(
     """Read and reduce a tile, which is made of *fine*; yield regions of the level and voxels."""
     source = opened(job.token, *job.source, padded=False)
     if isinstance(source, DirectArray) and _can_stack(job, source, fine):
-        for start in range(0, len(parts), source.worthwhile):
-            yield from _reduced_stack(job, source, parts[start : start + source.worthwhile])
+        many = source.worthwhile
+        for start in range(0, len(parts), many):
+            yield from _reduced_stack(job, source, parts[start : start + many])
         return
     voxels = read(job.token, job.source, fine)
     origin = tuple(axis.start for axis in fine)

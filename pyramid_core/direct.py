@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from obstore.store import LocalStore
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import zarr
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
+R = TypeVar("R")
 
 REQUESTS = 32
 """Chunks that one process asks of object stores at the same time: at 20 ms each, 1,600 a second."""
@@ -109,11 +111,11 @@ class DirectArray:
             view[...] = chunk[piece.inside]
         return is_read
 
-    def _each(self, task: Callable[[Piece], bool], pieces: list[Piece]) -> list[bool]:
-        """Do a task for all pieces; of a store that is far away, for many at the same time."""
-        if self._is_away and len(pieces) > 1:
-            return list(_requests().map(task, pieces))
-        return [task(piece) for piece in pieces]
+    def _each(self, task: Callable[[T], R], items: list[T]) -> list[R]:
+        """Do a task for all items; of a store that is far away, for many at the same time."""
+        if self._is_away and len(items) > 1:
+            return list(_requests().map(task, items))
+        return [task(item) for item in items]
 
     def _by_zarrs(
         self, task: Callable[[list[Any]], None], pieces: list[Piece], shape: Shape
@@ -128,8 +130,8 @@ class DirectArray:
             self._chunk_item(self._folder + self._key_of(cell), inside, unit, place, shape)
             for cell, inside, place in pieces
         ]
-        if self._is_away and len(items) > 1:
-            list(_requests().map(lambda item: task([item]), items))
+        if self._is_away:
+            self._each(lambda item: task([item]), items)
         elif items:
             task(items)
 

@@ -51,7 +51,7 @@ def needed_units(
     stored = Grid(job.finer_shape, job.stored)
     if source is None:
         return np.ones(counts, bool), None
-    cells = stored.touched(finer_region(region, level.step, job.finer_shape))
+    cells = finer_cells(job, index)
     # Of the source, an object of zero bytes is damage that reading it will show, not background.
     present = source.listed(cells)
     if plan.background is None or present.all():

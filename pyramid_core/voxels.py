@@ -151,18 +151,17 @@ def _blocks(
 ) -> Iterator[tuple[Shape, bool, bool]]:
     """Yield the blocks of a level that hold data, or are doubtful: their index, and which."""
     whole, target = replace(job, level=level), target_presence(plan, level)
-    if source is not None and source.is_full() and target.is_full():
+    # Where the source cannot be listed, neither can what was published beside it.
+    if source is None or (source.is_full() and target.is_full()):
         yield from ((index, True, False) for index in level.blocks)
         return
-    # Where the source cannot be listed, neither can what was published beside it.
-    hollow = [of for of in (source, target) if source is not None and of and of.may_be_hollow()]
+    hollow = source.may_be_hollow() or target.may_be_hollow()
     for index in level.blocks:
         need, _ = needed_units(plan, whole, source, index)
         cells = units_of(level, index)
-        is_doubtful = source is not None and (
-            (need != target.window(cells)).any()
-            or (target in hollow and target.hollow(cells).any())
-            or (source in hollow and source.hollow(finer_cells(whole, index)).any())
+        is_doubtful = (need != target.window(cells)).any() or (
+            hollow
+            and (target.hollow(cells).any() or source.hollow(finer_cells(whole, index)).any())
         )
         if need.any() or is_doubtful:
             yield index, bool(need.any()), bool(is_doubtful)
