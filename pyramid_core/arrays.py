@@ -6,9 +6,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from pyramid_core.errors import PlaceError
-from pyramid_core.folder import oddity
-from pyramid_core.stores import Storage, is_url, local_path
+from pyramid_core.stores import Storage, is_url, shown
 
 if TYPE_CHECKING:
     import zarr
@@ -39,15 +37,13 @@ def open_array(
         FileNotFoundError: If there is no array.
     """
     import zarr
+    from zarr.storage import StorePath
 
-    _refuse_odd(storage, path)
-    store = storage.zarr_store(writable=writable)
-    mode: Any = "r+" if writable else "r"
+    document = _document(storage, path)
+    store: Any = storage.zarr_store(writable=writable)  # a StorePath inside a zip
+    place = store / path if isinstance(store, StorePath) else StorePath(store, path)
     with zarr.config.set({"codec_pipeline.path": ZARR}):
-        try:  # of an object store, one question instead of five
-            array = zarr.open_array(store, path=path, mode=mode, zarr_format=3)
-        except FileNotFoundError:
-            array = zarr.open_array(store, path=path, mode=mode, zarr_format=2)
+        array = zarr.Array.from_dict(place, document)
     foreign = not array.dtype.isnative or array.metadata.fill_value is None
     sure = surely and is_url(storage.location)
     if foreign or sure or storage.is_zip or not storage.listable:
@@ -55,13 +51,15 @@ def open_array(
     return with_zarrs(array) or array
 
 
-def _refuse_odd(storage: Storage, path: str) -> None:
-    """Refuse metadata that is a pipe or a device, which zarr would read without end."""
-    for name in ("zarr.json", ".zarray", ".zattrs"):
-        place = local_path(storage.location) / path / name
-        if not is_url(storage.location) and (odd := oddity(place)):
-            msg = f"{place} is {odd}, not a file; remove it"
-            raise PlaceError(msg)
+def _document(storage: Storage, path: str) -> dict[str, Any]:
+    """Return the metadata of an array; zarr's own way to it sets no bounds, and takes a thread."""
+    at = f"{path}/" if path else ""
+    if (document := storage.read_json(f"{at}zarr.json")) is not None:
+        return document
+    if (document := storage.read_json(f"{at}.zarray")) is not None:
+        return {**document, "attributes": storage.read_json(f"{at}.zattrs") or {}}
+    msg = f"{shown(storage.location)}: there is no array at {path!r}"
+    raise FileNotFoundError(msg)
 
 
 def with_zarrs(array: zarr.Array[Any]) -> zarr.Array[Any] | None:

@@ -117,7 +117,8 @@ def last_change(source: str) -> Change:
     try:
         for meta in storage.metas():
             newest = max(newest, meta["last_modified"])
-            total += object_hash(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+            told = (meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+            total += object_hash("\0".join(map(str, told)))
     except (OSError, AccessError, obstore.exceptions.BaseError) as error:
         msg = f"{shown(source)} cannot be listed: {reason_of(error)}"
         raise LocationError(msg) from error

@@ -24,7 +24,7 @@ from pyramid_core.grid import Grid, Region, Shape, multiply, region_shape
 from pyramid_core.image import same_bits
 from pyramid_core.job import BlockResult, LevelJob, level_job, refuse_other_build, this_process
 from pyramid_core.model import Level, PyramidPlan
-from pyramid_core.needs import finer_cells, needed_units, source_presence, target_presence, units_of
+from pyramid_core.needs import source_presence, stretches, target_presence, units_of
 from pyramid_core.opened import opened, read, read_surely
 from pyramid_core.presence import Mask
 from pyramid_core.remote import asked
@@ -184,27 +184,14 @@ class LevelRun:
 
     def missing(self, job: LevelJob) -> Iterator[BlockInput]:
         """Yield the blocks that have source data and lack a stored object."""
-        source = source_presence(job)
         target = target_presence(self.plan, self.level)
-        if source is not None and source.is_full() and target.is_empty():
-            for index in self.level.blocks:  # nothing to be looked up, so no worker waits for it
-                yield job, index, _everything(region_shape(finer_cells(job, index)))
-            return
-        for index in self.level.blocks:
-            need, present = needed_units(self.plan, job, source, index)
-            if not need.any():
-                self.empty += 1
-            elif (target.window(units_of(self.level, index)) | ~need).all():
-                self.found += 1
-            else:
-                yield job, index, present
-
-
-@lru_cache(maxsize=64)
-def _everything(shape: Shape) -> Mask:
-    mask = np.ones(shape, bool)
-    mask.flags.writeable = False
-    return mask
+        for part in stretches(self.plan, job, source_presence(job)):
+            needed = part.any_unit(part.need)
+            lacking = part.any_unit(part.need & ~target.window(part.units))
+            self.empty += int(np.count_nonzero(~needed))
+            self.found += int(np.count_nonzero(needed & ~lacking))
+            for index in part.chosen(lacking):
+                yield job, index, part.present_of(index)
 
 
 def run_level(plan: PyramidPlan, level: Level, executor: Executor) -> LevelRun:

@@ -1,14 +1,28 @@
-"""Which write units of a block have source data, and which are stored: both known from listings."""
+"""Which write units of blocks have source data, and which are stored: both known from listings.
+
+Many blocks are looked at in one go, so that those of nothing but background cost next to nothing.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-from pyramid_core.grid import Grid, Region, Shape, finer_region, region_shape, shift
+from pyramid_core.grid import Grid, Region, Shape, finer_region, multiply, pieces, region_shape
 from pyramid_core.job import LevelJob
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.presence import Mask, Presence
 from pyramid_core.stores import open_storage
+
+_AT_ONCE = 2**16
+"""Stored objects of the finer level that are looked at in one go."""
+
+Ranges = list[tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]]
+"""Per axis, where each of a row of things starts, and where it stops."""
 
 
 def source_presence(job: LevelJob) -> Presence | None:
@@ -37,30 +51,119 @@ def finer_cells(job: LevelJob, index: Shape) -> Region:
     return Grid(job.finer_shape, job.stored).touched(fine)
 
 
-def needed_units(
-    plan: PyramidPlan, job: LevelJob, source: Presence | None, index: Shape
-) -> tuple[Mask, Mask | None]:
-    """Return which write units of a block have source data, and what of the source is stored.
+def just(index: Shape) -> Region:
+    """Return the range that holds one block."""
+    return tuple(slice(i, i + 1) for i in index)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A range of the blocks of a level, and what a listing tells of what they are made of."""
+
+    blocks: Region
+    """The range, in the level's grid of blocks."""
+    units: Region
+    """The write units that the blocks consist of."""
+    cells: Region
+    """The stored objects of the finer level that they are read from."""
+    units_of: Ranges
+    """Of each block, which of the write units."""
+    cells_of: Ranges
+    """Of each block, which of the stored objects."""
+    need: Mask
+    """Which of the write units have source data."""
+    present: Mask | None
+    """Which of the stored objects are there; None if nobody knows."""
+
+    def any_unit(self, units: Mask) -> Mask:
+        """Return of which blocks any write unit is set."""
+        return _any(units, self.units_of)
+
+    def any_cell(self, cells: Mask) -> Mask:
+        """Return of which blocks any stored object that they are read from is set."""
+        return _any(cells, self.cells_of)
+
+    def chosen(self, blocks: Mask) -> Iterator[Shape]:
+        """Yield the index of each block that is set, in C order."""
+        start = [axis.start for axis in self.blocks]
+        yield from map(tuple, (np.argwhere(blocks) + start).tolist())
+
+    def present_of(self, index: Shape) -> Mask | None:
+        """Return which of the stored objects are there that one block is read from."""
+        if self.present is None:
+            return None
+        at = [i - axis.start for i, axis in zip(index, self.blocks, strict=True)]
+        return self.present[
+            tuple(
+                slice(first[i], last[i]) for i, (first, last) in zip(at, self.cells_of, strict=True)
+            )
+        ]
+
+
+def stretches(plan: PyramidPlan, job: LevelJob, source: Presence | None) -> Iterator[Stretch]:
+    """Yield the blocks of a level in C order, many at once."""
+    level = job.level
+    cells = multiply(level.block, level.step)
+    each = max(
+        math.prod(-(-n // c) for n, c in zip(cells, job.stored, strict=True)),
+        math.prod(-(-n // c) for n, c in zip(level.block, level.write_unit, strict=True)),
+    )
+    for blocks in pieces(level.blocks.counts, _AT_ONCE // each):
+        yield stretch(plan, job, source, blocks)
+
+
+def stretch(plan: PyramidPlan, job: LevelJob, source: Presence | None, blocks: Region) -> Stretch:
+    """Return what is known of a range of blocks.
 
     Where a window of background does not give background, or the source cannot be listed, every
     unit is needed.
     """
     level = job.level
-    region = level.blocks.region(index)
-    counts = region_shape(level.units.touched(region))
-    stored = Grid(job.finer_shape, job.stored)
-    if source is None:
-        return np.ones(counts, bool), None
-    cells = finer_cells(job, index)
+    of_blocks = _regions(level.blocks, blocks)
+    units, units_of = _touched(of_blocks, level.write_unit)
+    cells, cells_of = _touched(_finer(of_blocks, job), job.stored)
     # Of the source, an object of zero bytes is damage that reading it will show, not background.
-    present = source.listed(cells)
-    if plan.background is None or present.all():
-        return np.ones(counts, bool), present
-    need = np.zeros(counts, bool)
-    if not present.any():
-        return need, present
-    origin = tuple(axis.start for axis in cells)
-    for unit, part in zip(np.ndindex(*counts), level.units.within(region), strict=True):
-        fine = finer_region(part, level.step, job.finer_shape)
-        need[unit] = present[shift(stored.touched(fine), origin)].any()
-    return need, present
+    present = None if source is None else source.listed(cells)
+    need = np.ones(region_shape(units), bool)
+    if plan.background is not None and present is not None and not present.all():
+        _, of_units = _touched(_finer(_regions(level.units, units), job), job.stored)
+        need = _any(present, of_units)
+    return Stretch(blocks, units, cells, units_of, cells_of, need, present)
+
+
+def _regions(grid: Grid, cells: Region) -> Ranges:
+    """Return the voxels of each cell of a range, as ``Grid.region`` does of one."""
+    starts = [
+        np.arange(axis.start, axis.stop) * n for axis, n in zip(cells, grid.cell, strict=True)
+    ]
+    return [
+        (start, np.minimum(start + cell, n))
+        for start, cell, n in zip(starts, grid.cell, grid.shape, strict=True)
+    ]
+
+
+def _finer(regions: Ranges, job: LevelJob) -> Ranges:
+    """Return the voxels that each region is made of, as ``finer_region`` does of one."""
+    return [
+        (start * s, np.minimum(stop * s, n))
+        for (start, stop), s, n in zip(regions, job.level.step, job.finer_shape, strict=True)
+    ]
+
+
+def _touched(regions: Ranges, cell: Shape) -> tuple[Region, Ranges]:
+    """Return the range of cells that regions touch, and of each which of them."""
+    ranges = [(start // c, -(-stop // c)) for (start, stop), c in zip(regions, cell, strict=True)]
+    whole = tuple(slice(int(start[0]), int(stop[-1])) for start, stop in ranges)
+    return whole, [
+        (start - axis.start, stop - axis.start)
+        for (start, stop), axis in zip(ranges, whole, strict=True)
+    ]
+
+
+def _any(mask: Mask, ranges: Ranges) -> Mask:
+    """Return for each range whether anything in it is set."""
+    for axis, (start, stop) in enumerate(ranges):
+        ends = np.stack((start, stop), axis=-1).ravel()
+        padded = np.concatenate((mask, mask.take([-1], axis)), axis)  # a stop has to be an index
+        mask = np.logical_or.reduceat(padded, ends, axis).take(range(0, len(ends), 2), axis)
+    return mask

@@ -41,7 +41,7 @@ def look_and_presence(source: ImageInfo) -> tuple[dict[str, Any], Presence | Non
     for item in presence.noted():
         if not item.odd and item.key.rpartition("/")[2] not in METADATA:
             objects, size = objects + 1, size + item.size
-            total += object_hash(item.key, item.size, item.mark)
+            total += object_hash(f"{item.key}\0{item.size}\0{item.mark}")
     look |= {"objects": objects, "bytes": size, "digest": digest_of(total)}
     return look, presence
 

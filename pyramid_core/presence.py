@@ -82,18 +82,6 @@ class Presence:
         hollow: Mask = self._states(cells) == _HOLLOW
         return hollow
 
-    def is_full(self) -> bool:
-        """Return whether one listing tells that all cells are stored."""
-        return (states := self._all()) is not None and bool((states == _WHOLE).all())
-
-    def is_empty(self) -> bool:
-        """Return whether one listing tells that no cell is stored."""
-        return (states := self._all()) is not None and not states.any()
-
-    def may_be_hollow(self) -> bool:
-        """Return whether any cell may be an object of zero bytes."""
-        return (states := self._all()) is None or bool((states == _HOLLOW).any())
-
     def _all(self) -> States | None:
         """Return the states of all cells, where they come of one listing and fit in memory."""
         slab = None if self._depth else self._slab(())
@@ -189,9 +177,9 @@ class Presence:
         return cell if all(map(operator.lt, cell, self._counts)) else None
 
 
-def object_hash(*told: object) -> int:
+def object_hash(told: str) -> int:
     """Return a number for what a listing tells of one object; those of all are added up."""
-    return int.from_bytes(hashlib.sha256("\0".join(map(str, told)).encode()).digest())
+    return int.from_bytes(hashlib.sha256(told.encode()).digest())
 
 
 def digest_of(total: int) -> str:

@@ -308,7 +308,6 @@ def _open(storage: Storage, path: str) -> zarr.Array[Any]:
         with warnings.catch_warnings():
             # Types that zarr warns of are refused below.
             warnings.simplefilter("ignore", UnstableSpecificationWarning)
-            read_node(storage, path)  # within bounds, which zarr does not set
             array = open_array(storage, path)
         chunks = array.chunks
     except FileNotFoundError as error:

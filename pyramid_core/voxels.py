@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import uuid
 from collections.abc import Iterable, Iterator
@@ -12,18 +13,12 @@ from dataclasses import dataclass, replace
 from pyramid_core.audit import Finding
 from pyramid_core.execute import check_block
 from pyramid_core.flight import BlockInput, run_blocks
-from pyramid_core.grid import Shape, coarser_region
+from pyramid_core.grid import Shape, ceil_div, coarser_region
 from pyramid_core.job import LevelJob, level_job
 from pyramid_core.model import Level, PyramidPlan
-from pyramid_core.needs import (
-    finer_cells,
-    needed_units,
-    source_presence,
-    target_presence,
-    units_of,
-)
+from pyramid_core.needs import Stretch, just, source_presence, stretch, stretches, target_presence
 from pyramid_core.params import VerifyMode
-from pyramid_core.presence import Mask, Presence
+from pyramid_core.presence import Presence
 from pyramid_core.stores import join, open_storage
 from pyramid_core.workers import in_flight
 
@@ -65,9 +60,11 @@ def check_voxels(
     """
     found = Checked(plan, {level.index: {} for level in plan.written})
     jobs = _jobs(plan, mode)
+    listed = _listed(plan, jobs, source)
     # The coarsest first: while they are computed, the large listings of the finest are made.
     chosen = itertools.chain.from_iterable(
-        _chosen(found, job, source if job is jobs[0] else None, mode) for job in reversed(jobs)
+        _chosen(found, job, *around, mode)
+        for job, around in reversed(list(zip(jobs, itertools.pairwise(listed), strict=True)))
     )
     cut = {job.level.index: job.level.blocks for job in jobs}
     for part in run_blocks(check_block, chosen, workers, in_flight(plan, workers)):
@@ -91,8 +88,8 @@ def only_lacks(found: Checked) -> bool:
     job = level_job(plan, first)
     source, target = source_presence(job), target_presence(plan, first)
     for index, fault in found.wrong[first.index].items():
-        need, _ = needed_units(plan, job, source, index)
-        if fault or (target.window(units_of(first, index)) & ~need).any():
+        part = stretch(plan, job, source, just(index))
+        if fault or (target.window(part.units) & ~part.need).any():
             return False
     return True
 
@@ -112,59 +109,81 @@ def _jobs(plan: PyramidPlan, mode: VerifyMode) -> list[LevelJob]:
     return [replace(job, token=token, slots=slots, level=cut(job.level)) for job in jobs]
 
 
-def _chosen(
-    found: Checked, job: LevelJob, listed: Presence | None, mode: VerifyMode
-) -> Iterator[BlockInput]:
-    """Yield what of a level is computed again: cells of the grid by which the job cuts it."""
-    level = found.plan.levels[job.level.index]
-    source, grid = listed or source_presence(job), job.level.blocks
-    dice = random.Random(f"{level.path} {level.shape} {level.blocks.size}")
-    first, last, drawn_of_last = True, list[Shape](), list[Shape]()
+def _listed(
+    plan: PyramidPlan, jobs: list[LevelJob], source: Presence | None
+) -> list[Presence | None]:
+    """Return what is stored of the source and of each level; None for what cannot be listed.
 
-    def need(part: Shape) -> tuple[Mask, Mask | None]:
-        return needed_units(found.plan, job, source, part)
+    Each is listed once: what a level is compared with is what the next one is made of.
+    """
+    if not jobs:
+        return []
+    finer = [source_presence(job) for job in jobs]
+    last = target_presence(plan, plan.written[-1]) if finer[-1] else None
+    return [source or finer[0], *finer[1:], last]
+
+
+def _chosen(
+    found: Checked, job: LevelJob, source: Presence | None, target: Presence | None,
+    mode: VerifyMode,
+) -> Iterator[BlockInput]:  # fmt: skip
+    """Yield what of a level is computed again: cells of the grid by which the job cuts it."""
+    level, grid = found.plan.levels[job.level.index], job.level.blocks
+    each = math.prod(ceil_div(level.block, grid.cell))
+    dice = random.Random(f"{level.path} {level.shape} {level.blocks.size}")
+    first, last, drawn_of_last = True, Shape(), list[Shape]()
+
+    def parts_of(index: Shape) -> list[Shape]:
+        return list(grid.cells(level.blocks.region(index)))
+
+    def look(part: Shape) -> Stretch:
+        return stretch(found.plan, job, source, just(part))
 
     def one_with_data(parts: Iterable[Shape]) -> list[Shape]:
-        return list(itertools.islice((part for part in parts if need(part)[0].any()), 1))
+        return list(itertools.islice((part for part in parts if look(part).need.any()), 1))
 
-    for index, holds_data, is_doubtful in _blocks(found.plan, level, job, source):
-        parts = list(grid.cells(level.blocks.region(index)))
-        drawn = parts if is_doubtful or mode == "full" else []
-        if mode == "sample" and not drawn:
-            drawn = dice.sample(parts, int(len(parts) / SAMPLE + dice.random()))
-            if first:
+    for index, holds_data, is_doubtful in _blocks(
+        found.plan, replace(job, level=level), source, target
+    ):
+        drawn = list[Shape]()
+        is_whole = is_doubtful or mode == "full"
+        many = int(each / SAMPLE + dice.random()) if mode == "sample" else 0
+        if is_whole or many or (first and mode == "sample"):
+            parts = parts_of(index)
+            drawn = parts if is_whole else dice.sample(parts, min(many, len(parts)))
+            if first and not is_whole:
                 drawn = list({*drawn, *one_with_data(parts)})
+            found.checked += bool(drawn)
+            found.in_part |= 0 < len(drawn) < len(parts)
         if holds_data:
-            first, last, drawn_of_last = False, parts, drawn
-        found.checked += bool(drawn)
-        found.in_part |= 0 < len(drawn) < len(parts)
-        yield from ((job, part, need(part)[1]) for part in drawn)
-    for part in one_with_data(reversed(last)) if mode == "sample" else []:
+            first, last, drawn_of_last = False, index, drawn
+        yield from ((job, part, look(part).present) for part in drawn)
+    if mode != "sample" or first:
+        return
+    parts = parts_of(last)
+    for part in one_with_data(reversed(parts)):
         if part not in drawn_of_last:
             found.checked += not drawn_of_last
-            found.in_part |= len(last) > 1
-            yield job, part, need(part)[1]
+            found.in_part |= len(parts) > 1
+            yield job, part, look(part).present
 
 
 def _blocks(
-    plan: PyramidPlan, level: Level, job: LevelJob, source: Presence | None
+    plan: PyramidPlan, job: LevelJob, source: Presence | None, target: Presence | None
 ) -> Iterator[tuple[Shape, bool, bool]]:
     """Yield the blocks of a level that hold data, or are doubtful: their index, and which."""
-    whole, target = replace(job, level=level), target_presence(plan, level)
-    # Where the source cannot be listed, neither can what was published beside it.
-    if source is None or (source.is_full() and target.is_full()):
-        yield from ((index, True, False) for index in level.blocks)
+    if source is None or target is None:
+        yield from ((index, True, False) for index in job.level.blocks)
         return
-    hollow = source.may_be_hollow() or target.may_be_hollow()
-    for index in level.blocks:
-        need, _ = needed_units(plan, whole, source, index)
-        cells = units_of(level, index)
-        is_doubtful = (need != target.window(cells)).any() or (
-            hollow
-            and (target.hollow(cells).any() or source.hollow(finer_cells(whole, index)).any())
+    for part in stretches(plan, job, source):
+        needed = part.any_unit(part.need)
+        doubtful = part.any_cell(source.hollow(part.cells)) | part.any_unit(
+            (part.need != target.window(part.units)) | target.hollow(part.units)
         )
-        if need.any() or is_doubtful:
-            yield index, bool(need.any()), bool(is_doubtful)
+        chosen = needed | doubtful
+        yield from zip(
+            part.chosen(chosen), needed[chosen].tolist(), doubtful[chosen].tolist(), strict=True
+        )
 
 
 def count_blocks(plan: PyramidPlan) -> int:
