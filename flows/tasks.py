@@ -19,6 +19,7 @@ from pyramid_core.errors import PyramidError, RequestError, is_transient
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.owner import Owner
 from pyramid_core.params import PyramidParams, parse_params
+from pyramid_core.presence import Presence
 from pyramid_core.preview import render_preview
 from pyramid_core.stores import shown
 from pyramid_core.verify import Verification, gate
@@ -90,10 +91,12 @@ def plan(params: PyramidParams) -> PyramidPlan:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{plan.source.name} level {level.path}", **_RETRIES)
-def build_level(plan: PyramidPlan, level: Level, workers: Executor, owner: Owner) -> LevelReport:
+def build_level(
+    plan: PyramidPlan, level: Level, workers: Executor, owner: Owner, source: Presence | None
+) -> LevelReport:
     """Build the missing blocks of one level; a retry does only what is left."""
     with reports.progress_of(plan, level) as progress:
-        return build_level_of(plan, level, workers, owner, progress)
+        return build_level_of(plan, level, workers, owner, source, progress)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="verify {plan.source.name}", **_RETRIES)

@@ -19,6 +19,7 @@ from pyramid_core.owner import Owner, own
 from pyramid_core.params import PyramidParams, human
 from pyramid_core.phantom import foreseen, is_vacant, plan_phantom, write_phantom
 from pyramid_core.plan import plan_pyramid
+from pyramid_core.presence import Presence
 from pyramid_core.reader import open_image
 from pyramid_core.stores import open_storage, shown
 from pyramid_core.verify import Verification, gate, still_to_build
@@ -112,8 +113,8 @@ class BuildResult:
 class Steps:
     """What a build consists of; a flow gives tasks that call the same functions."""
 
-    build_level: Callable[[PyramidPlan, Level, Executor, Owner], LevelReport]
-    """Builds the missing blocks of one level."""
+    build_level: Callable[[PyramidPlan, Level, Executor, Owner, Presence | None], LevelReport]
+    """Builds the missing blocks of one level; of the first, it is told what the source has."""
     verify: Callable[[PyramidPlan, Executor], Verification]
     """The gate."""
     publish: Callable[[PyramidPlan], None]
@@ -167,12 +168,13 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
                 shown(plan.target),
             )
             return BuildResult(plan, _found(plan), time.perf_counter() - start, None)
-        source = prepare(plan)
+        looks = prepare(plan)
         reports = []
-        for image in plan.images:
-            for level in image.written:
+        for image, look in zip(plan.images, looks, strict=True):
+            for number, level in enumerate(image.written):
                 owner.check()
-                reports.append(steps.build_level(image, level, workers, owner))
+                listed = None if number else look.presence
+                reports.append(steps.build_level(image, level, workers, owner, listed))
         verification = steps.verify(left, workers)
         if verification.mode != "none":
             ending.info("verified: %s", verification.verdict)
@@ -183,7 +185,7 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
         steps.publish(plan)
     seconds = time.perf_counter() - start
     ending.info("published %s after %.1f s", shown(plan.target), seconds)
-    return BuildResult(plan, tuple(reports), seconds, verification, source)
+    return BuildResult(plan, tuple(reports), seconds, verification, looks[0].told)
 
 
 def _found(plan: PyramidPlan) -> tuple[LevelReport, ...]:
@@ -239,11 +241,12 @@ def build_level(
     level: Level,
     workers: Executor,
     owner: Owner,
+    source: Presence | None = None,
     progress: Progress | None = None,
 ) -> LevelReport:
     """Build the missing blocks of one level, as long as the target is ours."""
     start = time.perf_counter()
-    run = run_level(plan, level, workers)
+    run = run_level(plan, level, workers, source)
     warned: set[str] = set()
     for result in run:
         owner.check_beat()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from pyramid_core.direct import DirectArray
 from pyramid_core.errors import SourceError, StoppedError
 from pyramid_core.flight import stopped
-from pyramid_core.grid import Grid, Region, Shape, coarser_region, finer_region, region_shape, shift
+from pyramid_core.grid import Grid, Region, Shape, finer_region, region_shape, shift
 from pyramid_core.image import fill_scalar, same_bits
 from pyramid_core.job import LevelJob
 from pyramid_core.kernels import reduce_block
@@ -29,8 +30,9 @@ log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
-Part = tuple[Region, bool]
-"""A region that lies in one stored object, and whether the object was listed."""
+Chunk = tuple[Shape, Region, bool]
+"""A chunk by its place in the grid, the voxels of the level that it becomes, and whether it was
+listed."""
 
 
 def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
@@ -47,18 +49,22 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
             raise StoppedError("stopped")
         fine = finer_region(tile, level.step, job.finer_shape)
         cells = stored.touched(fine)
-        if present is None:
-            listed = np.zeros(region_shape(cells), bool)
-        else:
+        skips = job.skips and present is not None
+        listed = np.zeros(region_shape(cells), bool)
+        if present is not None:
             listed = present[shift(cells, first)]
-        parts = [
-            (part, there)
-            for part, there in zip(stored.within(fine), listed.ravel().tolist(), strict=True)
-            if there or present is None or not job.skips
-        ]
-        if parts:
-            for made, reduced in _reduced(job, tile, fine, parts):
-                block[shift(made, origin)] = reduced
+        if skips and not listed.any():
+            return
+        source = opened(job.token, *job.source, padded=False)
+        if isinstance(source, DirectArray) and _can_stack(job, source, fine):
+            chunks = _chunks(job, cells, listed)
+            wanted = list(itertools.compress(chunks, listed.ravel()) if skips else chunks)
+            for start in range(0, len(wanted), source.worthwhile):
+                stack = wanted[start : start + source.worthwhile]
+                for made, reduced in _reduced_stack(job, source, stack):
+                    block[shift(made, origin)] = reduced
+        else:
+            block[shift(tile, origin)] = _reduced(job, source, fine, listed)
 
     tiles = Grid(level.shape, level.tile).within(region)
     if level.tile_threads == 1:
@@ -69,35 +75,6 @@ def compute_block(job: LevelJob, index: Shape, present: Mask | None) -> Array:
             for _ in threads.map(reduce_tile, tiles):
                 pass
     return block
-
-
-def _reduced(
-    job: LevelJob, tile: Region, fine: Region, parts: list[Part]
-) -> Iterator[tuple[Region, Array]]:
-    """Read and reduce a tile, which is made of *fine*; yield regions of the level and voxels."""
-    source = opened(job.token, *job.source, padded=False)
-    if isinstance(source, DirectArray) and _can_stack(job, source, fine):
-        many = source.worthwhile
-        for start in range(0, len(parts), many):
-            yield from _reduced_stack(job, source, parts[start : start + many])
-        return
-    voxels = read(job.token, job.source, fine)
-    origin = tuple(axis.start for axis in fine)
-    views = [voxels[shift(part, origin)] for part, _ in parts]
-    _make_sure(job, source, parts, views)
-    yield tile, reduce_block(voxels, job.level.step, job.method)
-
-
-def _reduced_stack(
-    job: LevelJob, source: DirectArray, parts: list[Part]
-) -> Iterator[tuple[Region, Array]]:
-    """Read chunks one on top of the other and reduce them so; yield what each becomes."""
-    chunks, level = [chunk for chunk, _ in parts], job.level
-    voxels = asked(shown(job.source[0]), lambda: source.stacked(chunks))
-    _make_sure(job, source, parts, voxels.reshape(len(chunks), *job.stored))
-    reduced = reduce_block(voxels, level.step, job.method)
-    made = [coarser_region(chunk, level.step, level.shape) for chunk in chunks]
-    yield from zip(made, reduced.reshape(len(made), *region_shape(made[0])), strict=True)
 
 
 def _can_stack(job: LevelJob, source: DirectArray, fine: Region) -> bool:
@@ -112,54 +89,83 @@ def _can_stack(job: LevelJob, source: DirectArray, fine: Region) -> bool:
     )
 
 
-def _make_sure(
-    job: LevelJob,
-    source: zarr.Array[Any] | DirectArray,
-    parts: list[Part],
-    views: Iterable[Array],
-) -> None:
+def _chunks(job: LevelJob, cells: Region, listed: Mask) -> Iterator[Chunk]:
+    """Yield the chunks of a range of the grid, of which no window sticks out."""
+    ranges = [range(axis.start, axis.stop) for axis in cells]
+    made = [
+        [slice(i * n // s, (i + 1) * n // s) for i in axis]
+        for axis, n, s in zip(ranges, job.stored, job.level.step, strict=True)
+    ]
+    places = itertools.product(*ranges), itertools.product(*made)
+    return zip(*places, listed.ravel().tolist(), strict=True)
+
+
+def _reduced_stack(
+    job: LevelJob, source: DirectArray, stack: list[Chunk]
+) -> Iterator[tuple[Region, Array]]:
+    """Read chunks one on top of the other and reduce them so; yield what each becomes."""
+    cells, made, listed = zip(*stack, strict=True)
+    voxels = asked(shown(job.source[0]), lambda: source.stacked(cells))
+    fill = _fill(job, voxels)
+    for cell, there, chunk in zip(cells, listed, voxels, strict=True):
+        if there and _is_fill(fill, chunk):
+            _make_sure(job, cell, Grid(job.finer_shape, job.stored).region(cell), chunk)
+    reduced = reduce_block(voxels.reshape(-1, *voxels.shape[2:]), job.level.step, job.method)
+    yield from zip(made, reduced.reshape(len(made), *region_shape(made[0])), strict=True)
+
+
+def _reduced(
+    job: LevelJob, source: zarr.Array[Any] | DirectArray, fine: Region, listed: Mask
+) -> Array:
+    """Read a region of the finer level and reduce it."""
+    voxels = read(job.token, job.source, fine)
+    origin = tuple(axis.start for axis in fine)
+    stored, chunks = Grid(job.finer_shape, job.stored), Grid(job.finer_shape, source.chunks)
+    away, fill = is_url(job.source[0]), _fill(job, voxels)
+    for cell, part, there in zip(
+        stored.cells(fine), stored.within(fine), listed.ravel().tolist(), strict=True
+    ):
+        pieces = chunks.within(part) if away else [part]  # a shard is asked of in parts
+        if there and any(_is_fill(fill, voxels[shift(piece, origin)]) for piece in pieces):
+            _make_sure(job, cell, part, voxels[shift(part, origin)])
+    return reduce_block(voxels, job.level.step, job.method)
+
+
+def _make_sure(job: LevelJob, cell: Shape, region: Region, voxels: Array) -> None:
     """See that what a listing showed was not read as background; put right what was.
 
     zarr returns fill for a chunk that is not found. So where a listed object, or of an object store
-    a chunk of a listed shard, reads as nothing but fill, it is asked for by name, and read again;
-    the first voxel settles it for nearly all.
+    a chunk of a listed shard, reads as nothing but fill, it is asked for by name, and read again.
 
     Args:
         job: The level.
-        source: The array that is reduced.
-        parts: What was read of it.
-        views: The voxels of each part.
+        cell: Place of the object in the grid.
+        region: What was read of it.
+        voxels: What that gave.
     """
-    away = is_url(job.source[0])
-    fill = np.asarray(fill_scalar(job.fill, job.dtype), source.dtype)
-    for (region, listed), voxels in zip(parts, views, strict=True):
-        if not listed:
-            continue
-        start = tuple(axis.start for axis in region)
-        chunks = Grid(job.finer_shape, source.chunks).within(region) if away else [region]
-        if any(_is_fill(fill, voxels[shift(chunk, start)]) for chunk in chunks):
-            cell = tuple(axis.start for axis in Grid(job.finer_shape, job.stored).touched(region))
-            key, storage = _key(job, cell), storage_of(job.token, job.source[0])
-            if not storage.exists(key):
-                msg = f"{key} was listed but could not be found when it was read"
-                raise SourceError(msg)
-            again = read_surely(job.token, job.source, region)
-            if not same_bits(again, voxels):
-                log.warning("%s was listed but read as nothing at first, so it was read again", key)
-                voxels[...] = again
+    storage = storage_of(job.token, job.source[0])
+    grid = Grid(job.finer_shape, job.stored)
+    key = Presence(storage, job.source[1], grid, job.key_prefix, job.separator).key(cell)
+    if not storage.exists(key):
+        msg = f"{key} was listed but could not be found when it was read"
+        raise SourceError(msg)
+    again = read_surely(job.token, job.source, region)
+    if not same_bits(again, voxels):
+        log.warning("%s was listed but read as nothing at first, so it was read again", key)
+        voxels[...] = again
+
+
+def _fill(job: LevelJob, voxels: Array) -> Array:
+    """Return the fill value in the very form of the voxels, be they of foreign byte order."""
+    return np.asarray(fill_scalar(job.fill, job.dtype), voxels.dtype)
 
 
 def _is_fill(fill: Array, voxels: Array) -> bool:
+    """Return whether voxels are nothing but fill; the first settles it for nearly all."""
     first = voxels[(slice(0, 1),) * voxels.ndim]
     return first.tobytes() == fill.tobytes() and same_bits(
         voxels, np.broadcast_to(fill, voxels.shape)
     )
-
-
-def _key(job: LevelJob, cell: Shape) -> str:
-    storage = storage_of(job.token, job.source[0])
-    grid = Grid(job.finer_shape, job.stored)
-    return Presence(storage, job.source[1], grid, job.key_prefix, job.separator).key(cell)
 
 
 def background(job: LevelJob, shape: Shape) -> Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from pyramid_core.arrays import open_array
 from pyramid_core.grid import Grid, Region, pieces, region_shape
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.ngff import Window, channels_of
-from pyramid_core.stores import Storage
+from pyramid_core.remote import each
+from pyramid_core.stores import Storage, is_url
 from pyramid_core.swollen import refuse_swollen
 
 PERCENTILES = (1.0, 99.9)
@@ -37,22 +40,27 @@ def contrast_windows(plan: PyramidPlan, storage: Storage) -> list[Window]:
     level = enough[-1] if enough else plan.levels[0]
     array = open_array(storage, level.path, surely=True)
     channel_axis = names.index("c") if "c" in names else None
-    return [contrast_window(_sample(array, level, channel_axis, number)) for number in range(count)]
+
+    def sample(channel: int) -> np.ndarray[Any, Any]:
+        regions = _sampled(level, channel_axis, channel, array.dtype.itemsize)
+        parts = each(partial(_read, array), list(regions), away=is_url(storage.location))
+        return np.concatenate([part.reshape(-1) for part in parts])
+
+    return [contrast_window(sample(channel)) for channel in range(count)]
 
 
-def _sample(
-    array: Any, level: Level, channel_axis: int | None, channel: int
-) -> np.ndarray[Any, Any]:
-    """Return voxels of one channel: all of a small level, else chunks evenly spread over it."""
+def _sampled(
+    level: Level, channel_axis: int | None, channel: int, itemsize: int
+) -> Iterator[Region]:
+    """Yield voxels of one channel: all of a small level, else chunks evenly spread over it."""
     shape = list(level.shape)
     if channel_axis is not None:
         shape[channel_axis] = 1
     chunks = tuple(map(min, level.chunks, shape))
     grid = Grid(tuple(shape), chunks)
-    cell_bytes = int(np.prod(chunks)) * array.dtype.itemsize
+    cell_bytes = int(np.prod(chunks)) * itemsize
     wanted = min(grid.size, max(1, _SAMPLED_BYTES // cell_bytes))
-    most = max(1, _SAMPLED_BYTES // array.dtype.itemsize)
-    parts = []
+    most = max(1, _SAMPLED_BYTES // itemsize)
     for number in range(wanted):
         cell = grid.region(grid.index(number * grid.size // wanted))
         # Of a chunk that is larger than the sample, one piece, about the middle.
@@ -62,8 +70,7 @@ def _sample(
                   for c, i in zip(cell, inside, strict=True)]  # fmt: skip
         if channel_axis is not None:
             region[channel_axis] = slice(channel, channel + 1)
-        parts.append(_read(array, tuple(region)).reshape(-1))
-    return np.concatenate(parts)
+        yield tuple(region)
 
 
 def _read(array: Any, region: Region) -> np.ndarray[Any, Any]:

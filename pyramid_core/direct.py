@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -19,6 +17,7 @@ from obstore.store import LocalStore
 
 from pyramid_core.grid import Grid, Region, Shape, multiply, region_shape, shift
 from pyramid_core.plain import plain_chunks
+from pyramid_core.remote import each
 from pyramid_core.swollen import Guard
 
 if TYPE_CHECKING:
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 R = TypeVar("R")
-
-REQUESTS = 32
-"""Chunks that one process asks of object stores at the same time: at 20 ms each, 1,600 a second."""
 
 _CACHED = 2**22
 """Bytes of voxels that are read and reduced at once. Measured: where one chunk of 4 MB at a time
@@ -78,44 +74,48 @@ class DirectArray:
         chunk = math.prod(self._units.cell) * self._array.dtype.itemsize
         return sys.maxsize if self._is_away else max(1, _CACHED // chunk)
 
-    def stacked(self, chunks: list[Region]) -> Array:
-        """Return whole chunks, one on top of the other along the first axis."""
-        rows, *others = self._units.cell
-        whole = tuple(slice(0, n) for n in self._units.cell)
-        pieces = []
-        for number, chunk in enumerate(chunks):
-            place = (slice(number * rows, (number + 1) * rows), *whole[1:])
-            pieces.append(Piece(next(self._units.cells(chunk)), whole, place))
-        voxels = np.empty((len(chunks) * rows, *others), self._array.dtype)
-        self._read(pieces, voxels)
+    def stacked(self, cells: Sequence[Shape]) -> Array:
+        """Return whole chunks, stacked along an axis of their own."""
+        unit = self._units.cell
+        voxels = np.empty((len(cells), *unit), self._array.dtype)
+        read = self._each(self._read_chunk, list(zip(cells, voxels, strict=True)))
+        whole = tuple(slice(0, n) for n in unit)
+        left = [
+            Piece(cell, whole, (slice(number * unit[0], (number + 1) * unit[0]), *whole[1:]))
+            for number, cell in enumerate(cells)
+            if not read[number]
+        ]
+        self._retrieve(left, voxels.reshape(-1, *unit[1:]))
         return voxels
 
     def _read(self, pieces: list[Piece], voxels: Array) -> None:
         """Read pieces into their places, plainly or else by zarrs."""
-        done = self._each(lambda piece: self._read_plain(piece, voxels), pieces)
+        done = self._each(lambda piece: self._read_piece(piece, voxels), pieces)
         left = [piece for piece, is_read in zip(pieces, done, strict=True) if not is_read]
-        for piece in left:
-            self._guard.refuse_swollen(piece.cell)
-        self._by_zarrs(lambda some: self._zarrs.retrieve_chunks_and_apply_index(some, voxels),
-                       left, voxels.shape)  # fmt: skip
+        self._retrieve(left, voxels)
 
-    def _read_plain(self, piece: Piece, voxels: Array) -> bool:
-        if self._plain is None:
-            return False
+    def _read_piece(self, piece: Piece, voxels: Array) -> bool:
         view = voxels[piece.place]
         if view.shape == self._units.cell and view.flags.c_contiguous:
-            return self._plain.read(piece.cell, view)
+            return self._read_chunk((piece.cell, view))
         chunk = np.empty(self._units.cell, voxels.dtype)
-        is_read = self._plain.read(piece.cell, chunk)
+        is_read = self._read_chunk((piece.cell, chunk))
         if is_read:
             view[...] = chunk[piece.inside]
         return is_read
 
+    def _read_chunk(self, chunk: tuple[Shape, Array]) -> bool:
+        return self._plain is not None and self._plain.read(*chunk)
+
+    def _retrieve(self, pieces: list[Piece], voxels: Array) -> None:
+        """Read pieces by zarrs, which decodes all that is allowed, or says what is wrong."""
+        for piece in pieces:
+            self._guard.refuse_swollen(piece.cell)
+        self._by_zarrs(lambda some: self._zarrs.retrieve_chunks_and_apply_index(some, voxels),
+                       pieces, voxels.shape)  # fmt: skip
+
     def _each(self, task: Callable[[T], R], items: list[T]) -> list[R]:
-        """Do a task for all items; of a store that is far away, for many at the same time."""
-        if self._is_away and len(items) > 1:
-            return list(_requests().map(task, items))
-        return [task(item) for item in items]
+        return each(task, items, away=self._is_away)
 
     def _by_zarrs(
         self, task: Callable[[list[Any]], None], pieces: list[Piece], shape: Shape
@@ -153,11 +153,6 @@ class DirectArray:
                 self._units.cells(region), self._units.within(region), strict=True
             )
         ]
-
-
-@cache
-def _requests() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(REQUESTS, thread_name_prefix="request")
 
 
 def direct(array: zarr.Array[Any]) -> zarr.Array[Any] | DirectArray:

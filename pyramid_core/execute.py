@@ -22,11 +22,11 @@ from pyramid_core.errors import tells_of_image
 from pyramid_core.flight import BlockInput, run_blocks
 from pyramid_core.grid import Grid, Region, Shape, multiply, region_shape
 from pyramid_core.image import same_bits
-from pyramid_core.job import BlockResult, LevelJob, level_job, refuse_other_build, this_process
+from pyramid_core.job import BlockResult, LevelJob, building_job, refuse_other_build, this_process
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.needs import source_presence, stretches, target_presence, units_of
 from pyramid_core.opened import opened, read, read_surely
-from pyramid_core.presence import Mask
+from pyramid_core.presence import Mask, Presence
 from pyramid_core.remote import asked
 from pyramid_core.stores import is_url, shown
 from pyramid_core.workers import in_flight, return_what_is_freed, warnings_heard
@@ -167,6 +167,8 @@ class LevelRun:
     """Where the blocks are built."""
     in_flight: int
     """Blocks that are begun at the same time."""
+    source: Presence | None = None
+    """What is stored of the finer level, where that was just listed."""
     found: int = 0
     """Blocks that were there before."""
     empty: int = 0
@@ -176,7 +178,7 @@ class LevelRun:
 
     def __iter__(self) -> Iterator[BlockResult]:
         """Build the missing blocks."""
-        job = level_job(self.plan, self.level)
+        job = building_job(self.plan, self.level)
         missing = self.missing(job)
         for result in run_blocks(build_block, missing, self.executor, self.in_flight):
             self.built += 1
@@ -185,7 +187,7 @@ class LevelRun:
     def missing(self, job: LevelJob) -> Iterator[BlockInput]:
         """Yield the blocks that have source data and lack a stored object."""
         target = target_presence(self.plan, self.level)
-        for part in stretches(self.plan, job, source_presence(job)):
+        for part in stretches(self.plan, job, self.source or source_presence(job)):
             needed = part.any_unit(part.need)
             lacking = part.any_unit(part.need & ~target.window(part.units))
             self.empty += int(np.count_nonzero(~needed))
@@ -194,6 +196,8 @@ class LevelRun:
                 yield job, index, part.present_of(index)
 
 
-def run_level(plan: PyramidPlan, level: Level, executor: Executor) -> LevelRun:
+def run_level(
+    plan: PyramidPlan, level: Level, executor: Executor, source: Presence | None = None
+) -> LevelRun:
     """Return a run of one level; iterate over it to build the missing blocks."""
-    return LevelRun(plan, level, executor, in_flight(plan, executor))
+    return LevelRun(plan, level, executor, in_flight(plan, executor), source)

@@ -13,6 +13,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,7 +126,7 @@ def _below(root: str, prefix: str) -> Iterator[StoredObject]:
     while pending:
         folder, start = pending.pop()
         is_empty = True
-        with os.scandir(folder) as entries:
+        with _opened(folder) as place, os.scandir(place) as entries:
             for entry in entries:
                 is_empty = False
                 key = start + entry.name
@@ -140,14 +141,28 @@ def _below(root: str, prefix: str) -> Iterator[StoredObject]:
                     continue
                 if status is None:
                     if entry.is_symlink():
-                        _refuse_cycle(entry.path)
-                    pending.append((entry.path, f"{key}/"))
+                        _refuse_cycle(f"{folder}/{entry.name}")
+                    pending.append((f"{folder}/{entry.name}", f"{key}/"))
                 elif "#" not in entry.name or not _TEMPORARY.search(entry.name):
                     mode = status.st_mode
                     odd = "" if stat.S_ISREG(mode) else _KINDS[stat.S_IFMT(mode)]
                     yield StoredObject(key, status.st_size, str(status.st_mtime_ns), odd)
         if is_empty:
             yield StoredObject(start.rstrip("/"), 0, "", "a folder")
+
+
+@contextmanager
+def _opened(folder: str) -> Iterator[int]:
+    """Open a folder, so that the system walks the path to it once, not again for each file."""
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield place
+    except OSError as error:
+        if isinstance(error.filename, str):  # of a file in it, only the name
+            error.filename = os.path.join(folder, error.filename)  # noqa: PTH118 - os.scandir gives strings
+        raise
+    finally:
+        os.close(place)
 
 
 def _refuse_cycle(link: str) -> None:

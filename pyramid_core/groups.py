@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -38,10 +37,11 @@ def write_group(
         if (inline := _copies(document, zarr_format)) is not None:
             _refresh(inline, storage, changed, zarr_format)
         storage.write_json("zarr.json", document)
-    else:
-        if storage.read(".zgroup") is None:
-            storage.write_json(".zgroup", {"zarr_format": 2})
-        storage.write_json(".zattrs", attributes)
+        _refresh_above(storage, zarr_format, changed)
+        return
+    if storage.read(".zgroup") is None:
+        storage.write_json(".zgroup", {"zarr_format": 2})
+    storage.write_json(".zattrs", attributes)
     refresh_copies(storage, zarr_format, changed)
 
 
@@ -56,21 +56,43 @@ def refresh_copies(
         changed: Paths of nodes below it that may have been made, changed or deleted.
     """
     changed = list(changed)
-    name = "zarr.json" if zarr_format == 3 else ".zmetadata"
-    for group, path in itertools.chain([(storage, "")], _groups_above(storage)):
-        if group.read(GROUP_KEYS[zarr_format][0]) is None:
+    if _refresh_group(storage, "", zarr_format, changed):
+        _refresh_above(storage, zarr_format, changed)
+
+
+def _refresh_above(storage: Storage, zarr_format: Literal[2, 3], changed: list[str]) -> None:
+    for group, path in _groups_above(storage):
+        if not _refresh_group(group, path, zarr_format, changed):
             return
-        # A group of Zarr v2 without a copy may lie in one that has a copy.
-        try:
-            document = group.read_json(name) or {}
-        except LocationError:
-            return  # of another program, which may lie above whatever it likes
-        if (copied := _copies(document, zarr_format)) is not None:
-            before = dict(copied)
-            paths = [path, *(f"{path}/{below}".strip("/") for below in changed)]
-            _refresh(copied, group, paths, zarr_format)
-            if copied != before:
-                group.write_json(name, document)
+
+
+def _refresh_group(
+    group: Storage, path: str, zarr_format: Literal[2, 3], changed: list[str]
+) -> bool:
+    """Bring the copies in one group up to date; return whether there is such a group.
+
+    Args:
+        group: Where it may be.
+        path: The path from there to the group that was written.
+        zarr_format: Its format.
+        changed: Paths below that.
+    """
+    # A group of Zarr v2 without a copy may lie in one that has a copy.
+    if zarr_format == 2 and group.read(".zgroup") is None:
+        return False
+    try:
+        document = group.read_json("zarr.json" if zarr_format == 3 else ".zmetadata")
+    except LocationError:
+        return False  # of another program, which may lie above whatever it likes
+    if document is None:
+        return zarr_format == 2
+    if (copied := _copies(document, zarr_format)) is not None:
+        before = dict(copied)
+        _refresh(copied, group, [path, *(f"{path}/{below}".strip("/") for below in changed)],
+                 zarr_format)  # fmt: skip
+        if copied != before:
+            group.write_json("zarr.json" if zarr_format == 3 else ".zmetadata", document)
+    return True
 
 
 def _copies(document: dict[str, Any], zarr_format: Literal[2, 3]) -> dict[str, Any] | None:

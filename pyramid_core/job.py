@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyramid_core.errors import StoppedError
 from pyramid_core.grid import Shape
@@ -79,7 +79,7 @@ def this_process() -> str:
 
 
 def level_job(plan: PyramidPlan, level: Level) -> LevelJob:
-    """Return what workers need to build the blocks of a level."""
+    """Return what workers need to compute the blocks of a level."""
     finer = plan.finer(level)
     given = finer if isinstance(finer, ImageInfo) else None
     default = "c" if plan.zarr_format == 3 else ""
@@ -98,8 +98,12 @@ def level_job(plan: PyramidPlan, level: Level) -> LevelJob:
         skips=plan.background is not None,
         slots=max(1, plan.memory_limit // max(1, level.memory)),
         driver=this_process(),
-        record=_record(plan.target),
     )
+
+
+def building_job(plan: PyramidPlan, level: Level) -> LevelJob:
+    """Return what workers need to build the blocks of a level, as long as it is this build's."""
+    return replace(level_job(plan, level), record=_record(plan.target))
 
 
 def refuse_other_build(job: LevelJob) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyramid_core import remote
 from pyramid_core.grid import Grid
@@ -19,6 +19,15 @@ _WITHOUT = ("attributes", "dimension_names")
 """What of an array's metadata leaves its voxels as they are; a commit in place adds the names."""
 
 
+class Look(NamedTuple):
+    """How a source looks at a moment."""
+
+    told: dict[str, Any]
+    """What ``look_at`` returns."""
+    presence: Presence | None
+    """What is stored of it; None if it cannot be listed."""
+
+
 def look_at(source: ImageInfo) -> dict[str, Any]:
     """Return how a source looks now, as JSON can say it; an equal look is the same source.
 
@@ -26,16 +35,15 @@ def look_at(source: ImageInfo) -> dict[str, Any]:
     be listed is known by its place, and by what the server tells of its metadata, its first and its
     last chunk.
     """
-    look, _ = look_and_presence(source)
-    return look
+    return look_and_list(source).told
 
 
-def look_and_presence(source: ImageInfo) -> tuple[dict[str, Any], Presence | None]:
-    """Return how a source looks, and what is stored of it by the same listing, if there is one."""
+def look_and_list(source: ImageInfo) -> Look:
+    """Return how a source looks, and what is stored of it by the same listing."""
     storage = open_storage(source.location)
     look: dict[str, Any] = {"metadata": _metadata(storage, source.path)}
     if not storage.listable:
-        return {**look, **_told_by_server(storage, source)}, None
+        return Look({**look, **_told_by_server(storage, source)}, None)
     objects = size = total = 0
     presence = _presence(storage, source)
     for item in presence.noted():
@@ -43,7 +51,7 @@ def look_and_presence(source: ImageInfo) -> tuple[dict[str, Any], Presence | Non
             objects, size = objects + 1, size + item.size
             total += object_hash(f"{item.key}\0{item.size}\0{item.mark}")
     look |= {"objects": objects, "bytes": size, "digest": digest_of(total)}
-    return look, presence
+    return Look(look, presence)
 
 
 def changes_between(before: Any, now: dict[str, Any]) -> str:

@@ -25,7 +25,8 @@ from pyramid_core.flight import run_blocks
 from pyramid_core.grid import Region, Shape, times
 from pyramid_core.groups import write_group
 from pyramid_core.image import Axis, ImageInfo
-from pyramid_core.job import BlockResult, LevelJob, level_job
+from pyramid_core.job import BlockResult, LevelJob, building_job
+from pyramid_core.levels import create_level
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.needs import target_presence, units_of
 from pyramid_core.ngff import RECORD, document_of
@@ -39,7 +40,7 @@ from pyramid_core.record import record_of
 from pyramid_core.stores import Storage, absolute, is_url, local_path, open_storage, shown
 from pyramid_core.version import VERSION
 from pyramid_core.workers import in_flight, open_executor
-from pyramid_core.writer import create_level, delete_temporary, differences, finished_attributes
+from pyramid_core.writer import delete_temporary, differences, finished_attributes
 
 MADE_BY = "pyramid_core.phantom.write_phantom"
 """The function that made the image, for the provenance."""
@@ -342,7 +343,7 @@ def _request(pattern: Pattern) -> dict[str, Any]:
 def _write_blocks(plan: PyramidPlan, pattern: Pattern, workers: Executor) -> None:
     """Draw the blocks that are not there yet."""
     level = plan.levels[0]
-    job, task = level_job(plan, level), partial(_draw_block, pattern)
+    job, task = building_job(plan, level), partial(_draw_block, pattern)
     missing = ((job, index, None) for index in _missing(plan, pattern))
     for _ in run_blocks(task, missing, workers, in_flight(plan, workers)):
         pass

@@ -233,9 +233,10 @@ def _labels_fault(storage: Storage) -> str:
     """Say what is wrong with a group ``labels`` that does not list what it holds."""
     if storage.is_zip or not storage.listable:
         return ""
-    group = read_node(storage, "labels")
+    held = storage.names("labels")
+    group = read_node(storage, "labels") if held else None  # one question where there is nothing
     listed = document_of(group.attributes).get("labels") if group else None
-    held = [n for n in storage.names("labels") if not n.startswith((".z", "zarr.json"))]
+    held = [n for n in held if not n.startswith((".z", "zarr.json"))]
     if held and not isinstance(listed, list):
         some = ", ".join(held[:5])
         return f"labels/ holds {some} but has no list of the names, so no validator would take it"
@@ -247,7 +248,7 @@ def _labels_fault(storage: Storage) -> str:
 
 def _labels(storage: Storage) -> list[ImageInfo]:
     """Return the label images that the group ``labels`` names."""
-    if storage.is_zip:
+    if storage.is_zip or (storage.listable and not storage.names("labels")):
         return []
     group = read_node(storage, "labels")
     names = document_of(group.attributes).get("labels") if group else None

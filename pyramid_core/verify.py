@@ -18,7 +18,7 @@ from pyramid_core.labels import LabelImage, audit_labels
 from pyramid_core.layout import Work, cut_level
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.ngff import RECORD, Multiscales, document_of
-from pyramid_core.origin import changes_between, look_and_presence
+from pyramid_core.origin import changes_between, look_and_list
 from pyramid_core.params import METHODS, Edges, PyramidParams, VerifyMode
 from pyramid_core.plan import background_of, plan_pyramid
 from pyramid_core.reader import Node, container, open_image, open_level, read_node
@@ -111,11 +111,11 @@ def gate(plan: PyramidPlan, workers: Executor) -> Verification:
         storage, attributes = open_storage(image.target), finished_attributes(image)
         found, _, _ = audit(storage, attributes, base_has_names=not image.in_place)
         findings += found
-        look, source = look_and_presence(image.source)
-        if changed := changes_between(_recorded_source(image), look):
+        look = look_and_list(image.source)
+        if changed := changes_between(_recorded_source(image), look.told):
             message = f"the source has changed while the image was built ({changed})"
             findings.append(Finding("error", "", message))
-        voxels.append(check_voxels(image, plan.verify, workers, source))
+        voxels.append(check_voxels(image, plan.verify, workers, look.presence))
     lines = [_line(level) for image in plan.images for level in image.levels]
     verification = _verification(plan.target, plan.verify, findings, lines, voxels)
     if not verification.ok:

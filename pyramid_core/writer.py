@@ -1,4 +1,4 @@
-"""Create levels, keep the record of a build, and commit.
+"""Keep the record of a build, and commit.
 
 The attributes of the group tell the truth at any moment: a record while the image is built, the
 multiscales document once it is finished and verified. In place, the base's own document is narrowed
@@ -10,17 +10,16 @@ from __future__ import annotations
 import os
 import re
 from contextlib import ExitStack
+from functools import cache, partial
 from tempfile import TemporaryFile
 from typing import Any, Literal
-
-import numpy as np
 
 from pyramid_core.contrast import contrast_windows
 from pyramid_core.errors import LocationError, TargetError, system_errors
 from pyramid_core.groups import GROUP_KEYS, refresh_copies, write_group
-from pyramid_core.image import Codec, fill_scalar
 from pyramid_core.leftovers import delete_torn_metadata
-from pyramid_core.model import Level, PyramidPlan
+from pyramid_core.levels import create_level
+from pyramid_core.model import PyramidPlan
 from pyramid_core.ngff import (
     RECORD,
     document_of,
@@ -28,9 +27,10 @@ from pyramid_core.ngff import (
     narrowed,
     parse_multiscales,
 )
-from pyramid_core.origin import changes_between, look_at
+from pyramid_core.origin import Look, changes_between, look_and_list, look_at
 from pyramid_core.reader import Node, read_node
 from pyramid_core.record import record_of
+from pyramid_core.remote import each
 from pyramid_core.stores import (
     Storage,
     is_linked,
@@ -61,22 +61,21 @@ def refresh(plan: PyramidPlan) -> None:
         delete_torn_metadata(image, storage)
 
 
-def prepare(plan: PyramidPlan) -> dict[str, Any]:
+def prepare(plan: PyramidPlan) -> list[Look]:
     """Record the build at the target and its labels, and create the levels that lack.
 
     Returns:
-        How the source of the image looks now, as ``look_at`` tells it.
+        How the sources of the image and of its labels look now.
 
     Raises:
         TargetError: If the target holds something that the plan must not touch; nothing was
             written then.
     """
     actions = [_decide(image) for image in plan.images]
-    looks = [
+    return [
         _prepare(image, clear=action == "clear")
         for image, action in zip(plan.images, actions, strict=True)
     ]
-    return looks[0]
 
 
 def _decide(plan: PyramidPlan) -> Literal["build", "clear", "published"]:
@@ -229,11 +228,12 @@ def _check_names(plan: PyramidPlan, storage: Storage, named: list[str]) -> None:
             f"what lies elsewhere is not ours to change, so choose a --target"
         )
         raise TargetError(msg)
+    names = cache(storage.names)
     for level in plan.written:
         if level.path in named:
             continue
         folder, _, name = level.path.rpartition("/")
-        if name in storage.names(folder):
+        if name in names(folder):
             msg = (
                 f"{shown(plan.target)} has something at {level.path}, where a level would go, that "
                 f"no document names; it is not ours to delete, so move it or choose a --target"
@@ -241,9 +241,9 @@ def _check_names(plan: PyramidPlan, storage: Storage, named: list[str]) -> None:
             raise TargetError(msg)
 
 
-def _prepare(plan: PyramidPlan, *, clear: bool) -> dict[str, Any]:
+def _prepare(plan: PyramidPlan, *, clear: bool) -> Look:
     with system_errors(LocationError, f"{shown(plan.target)} cannot be built"):
-        look = look_at(plan.source)
+        look = look_and_list(plan.source)
         storage = open_storage(plan.target, create=True)
         _check_writable(storage)
     node = read_node(storage, "")
@@ -253,7 +253,7 @@ def _prepare(plan: PyramidPlan, *, clear: bool) -> dict[str, Any]:
         "state": "building",
         "in_place": plan.in_place,
         "plan": plan.identity(),
-        "source": look,
+        "source": look.told,
     }
     attributes = {key: value for key, value in before.items() if key != RECORD}
     if plan.in_place:
@@ -270,8 +270,7 @@ def _prepare(plan: PyramidPlan, *, clear: bool) -> dict[str, Any]:
     delete_temporary(plan, storage)
     write_group(storage, plan.zarr_format, {**attributes, RECORD: record}, paths)
     _drop_other_format(plan, storage)
-    for level in plan.written:
-        create_level(plan, storage, level)
+    each(partial(create_level, plan, storage), plan.written, away=is_url(storage.location))
     return look
 
 
@@ -306,64 +305,6 @@ def _drop_other_format(plan: PyramidPlan, storage: Storage) -> None:
     other = 3 if plan.zarr_format == 2 else 2
     if not plan.in_place:
         storage.delete_objects([k for k in GROUP_KEYS[other] if storage.read(k) is not None])
-
-
-def create_level(plan: PyramidPlan, storage: Storage, level: Level) -> None:
-    """Write the metadata of one level, where it is not there yet."""
-    import zarr
-
-    attributes = f"{level.path}/.zattrs"
-    if plan.zarr_format == 2 and storage.read(attributes) is None:
-        # zarr writes two objects for an array of Zarr v2; a kill in between must not lose this one.
-        storage.write_json(attributes, {})
-    if storage.read(f"{level.path}/{'.zarray' if plan.zarr_format == 2 else 'zarr.json'}"):
-        return
-    options: dict[str, Any] = {}
-    if plan.zarr_format == 2:
-        options |= {"chunk_key_encoding": {"name": "v2", "separator": "/"}, "order": "C"}
-    else:
-        options["chunk_key_encoding"] = {"name": "default", "separator": "/"}
-        options["dimension_names"] = [axis.name for axis in plan.axes]
-    zarr.create_array(
-        storage.zarr_store(writable=True),
-        name=level.path,
-        shape=level.shape,
-        chunks=level.chunks,
-        shards=level.shards,
-        dtype=np.dtype(plan.dtype),
-        compressors=_compressor(plan.codec, plan.zarr_format, plan.dtype),
-        filters=None,
-        fill_value=fill_scalar(plan.source.fill, plan.dtype),
-        zarr_format=plan.zarr_format,
-        **options,
-    )
-
-
-def _compressor(codec: Codec, zarr_format: int, dtype: str) -> Any:
-    """Return the codec as zarr takes it in each format."""
-    if codec.name == "none":
-        return None
-    if zarr_format == 2:
-        import numcodecs
-
-        shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}.get(codec.shuffle, 1)
-        make = {
-            "zstd": lambda: numcodecs.Zstd(codec.level),
-            "gzip": lambda: numcodecs.GZip(codec.level),
-            "zlib": lambda: numcodecs.Zlib(codec.level),
-            "blosc": lambda: numcodecs.Blosc(codec.cname, codec.level, shuffle),
-        }
-        return make[codec.name]()
-    from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
-
-    if codec.name == "blosc":
-        shuffle_name: Any = codec.shuffle or "shuffle"
-        cname: Any = codec.cname
-        return BloscCodec(
-            cname=cname, clevel=codec.level, shuffle=shuffle_name, typesize=np.dtype(dtype).itemsize
-        )
-    # zlib is not a codec of Zarr v3; gzip is the same compression in another envelope.
-    return ZstdCodec(level=codec.level) if codec.name == "zstd" else GzipCodec(level=codec.level)
 
 
 def finished_attributes(plan: PyramidPlan) -> dict[str, Any]:

@@ -49,6 +49,7 @@ FLOORS = (
     "origin",
     "contrast",
     "leftovers",
+    "levels",
     "writer",
     "workers",
     "job",

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pyramid_core.errors import (
     StoppedError,
     TargetError,
 )
-from pyramid_core.job import level_job
+from pyramid_core.job import building_job
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.owner import Owner
 from pyramid_core.writer import prepare
@@ -119,11 +120,10 @@ class Counting(DirectArray):
         self.reads += self._cells(region)
         return super().__getitem__(region)
 
-    def stacked(self, chunks: list[tuple[slice, ...]]) -> Any:
-        for chunk in chunks:
-            self.reads += self._cells(chunk)
+    def stacked(self, cells: Sequence[Shape]) -> Any:
+        self.reads += cells
         self.stacks += 1
-        return super().stacked(chunks)
+        return super().stacked(cells)
 
     def __setitem__(self, region: tuple[slice, ...], voxels: Any) -> None:
         for axis, cell in zip(region, self._cell, strict=True):
@@ -396,7 +396,7 @@ def test_a_worker_that_outlives_its_run_writes_nothing_to_the_target_of_another(
     """A block of a run that was killed cannot come between those of the build that replaced it."""
     source = write_image(tmp_path / "in.zarr", noise((32, 32)), (8, 8))
     plan = planned(source, tmp_path / "out.zarr")
-    job = dataclasses.replace(level_job(plan, plan.levels[1]), driver="a host that died:1")
+    job = dataclasses.replace(building_job(plan, plan.levels[1]), driver="a host that died:1")
     assert execute.build_block(job, (0, 0), None).index == (0, 0)
     replaced = {"method": "max", "existing": "replace"} if left == "another plan" else {}
     build(source, tmp_path / "out.zarr", **replaced)

@@ -172,6 +172,21 @@ def test_a_chunk_in_a_bucket_takes_one_request(store: str, proxy: Proxy, tmp_pat
     assert asked == read + Counter(("PUT", key) for key in keys[1] + keys[2])
 
 
+def test_few_questions_are_asked_of_a_bucket_beside_those_for_chunks(
+    store: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Each takes a round trip: what is there, who builds, three levels made, proven and published."""
+    source = upload(write_image(tmp_path / "a.zarr", noise((48, 64)), CHUNK), f"{store}/a.zarr")
+    proxy.behave()
+    build_pyramid(PyramidParams(source=source, max_levels=4, **ASKED))
+    about = Counter(told["method"] for told in proxy.heard if "/c/" not in told["key"])
+    first = next(n for n, told in enumerate(proxy.heard) if "/c/" in told["key"])
+    # Who builds, the record, three levels, the names of the base's dimensions, the document.
+    assert about["PUT"] == 1 + 1 + 3 + 1 + 1
+    assert about["GET"] <= 53
+    assert first <= 26
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_fault_alone_leaves_the_image_right(
     store: str, proxy: Proxy, image: Path, tmp_path: Path, right: Any, kind: str
