@@ -77,21 +77,21 @@ def _refresh_group(
         zarr_format: Its format.
         changed: Paths below that.
     """
-    # A group of Zarr v2 without a copy may lie in one that has a copy.
+    name = "zarr.json" if zarr_format == 3 else ".zmetadata"
     if zarr_format == 2 and group.read(".zgroup") is None:
         return False
     try:
-        document = group.read_json("zarr.json" if zarr_format == 3 else ".zmetadata")
+        document = group.read_json(name)
     except LocationError:
         return False  # of another program, which may lie above whatever it likes
-    if document is None:
+    if document is None:  # a group of Zarr v2 without a copy may lie in one that has a copy
         return zarr_format == 2
     if (copied := _copies(document, zarr_format)) is not None:
         before = dict(copied)
-        _refresh(copied, group, [path, *(f"{path}/{below}".strip("/") for below in changed)],
-                 zarr_format)  # fmt: skip
+        paths = [path, *(f"{path}/{below}".strip("/") for below in changed)]
+        _refresh(copied, group, paths, zarr_format)
         if copied != before:
-            group.write_json("zarr.json" if zarr_format == 3 else ".zmetadata", document)
+            group.write_json(name, document)
     return True
 
 

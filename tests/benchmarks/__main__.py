@@ -44,7 +44,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="voxels along each axis [512]")
     parser.add_argument("--runs", type=int, default=5, help="runs of each contestant [5]")
     parser.add_argument("--cases", nargs="*", help="names of cases; all if none is given")
-    parser.add_argument("--only", nargs="*", help="names of contestants [those in place]")
+    parser.add_argument(
+        "--only", nargs="*", choices=CONTESTANTS, metavar="ONLY",
+        help="names of contestants [those in place]",
+    )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where volumes are kept [a temporary one]")
     parser.add_argument("--csv", type=Path, help="where every run is written")
     asked = parser.parse_args()
