@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,18 @@ def open_array(
     document = _document(storage, path)
     store: Any = storage.zarr_store(writable=writable)  # a StorePath inside a zip
     place = store / path if isinstance(store, StorePath) else StorePath(store, path)
-    with zarr.config.set({"codec_pipeline.path": ZARR}):
-        array = zarr.Array.from_dict(place, document)
-    foreign = not array.dtype.isnative or array.metadata.fill_value is None
-    sure = surely and is_url(storage.location)
-    if foreign or sure or storage.is_zip or not storage.listable:
-        return array
-    return with_zarrs(array) or array
+    with _configuring:
+        with zarr.config.set({"codec_pipeline.path": ZARR}):
+            array = zarr.Array.from_dict(place, document)
+        foreign = not array.dtype.isnative or array.metadata.fill_value is None
+        sure = surely and is_url(storage.location)
+        if foreign or sure or storage.is_zip or not storage.listable:
+            return array
+        return with_zarrs(array) or array
+
+
+_configuring = threading.RLock()
+"""zarr's configuration, like what warnings are heard, belongs to the process."""
 
 
 def _document(storage: Storage, path: str) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def with_zarrs(array: zarr.Array[Any]) -> zarr.Array[Any] | None:
             return None
         # zarrs asks an object store itself, and takes no subclass for one.
         path = StorePath(ObjectStore(path.store.store, read_only=path.read_only), path.path)
-    with zarr.config.set(settings), warnings.catch_warnings():
+    with _configuring, zarr.config.set(settings), warnings.catch_warnings():
         # zarrs says that it opens its own connections to an object store; nothing to act on.
         warnings.filterwarnings("ignore", "Successfully reconstructed a store", RuntimeWarning)
         try:

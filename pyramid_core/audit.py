@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -26,8 +25,7 @@ from pyramid_core.ngff import (
 )
 from pyramid_core.params import SPACE_UNITS, TIME_UNITS
 from pyramid_core.reader import open_level, read_node
-from pyramid_core.remote import each
-from pyramid_core.stores import Storage, is_url
+from pyramid_core.stores import Storage
 
 FIRST_VOXEL = frozenset({"stride", "nearest", "subsample", "sample", "decimate", "striding"})
 """Names of methods that take the first voxel of a window, so that a level is not shifted."""
@@ -88,10 +86,12 @@ def audit(
     entry = document["multiscales"][0]
     findings += _audit_entry(entry, document, multiscales)
     findings += _audit_axes(entry["axes"])
-    opened = each(partial(_open, storage), multiscales.datasets, away=is_url(storage.location))
-    levels = [level for level in opened if isinstance(level, ImageInfo)]
-    if faults := [fault for fault in opened if isinstance(fault, Finding)]:
-        return [*findings, faults[0]], multiscales, []
+    levels: list[ImageInfo] = []
+    for dataset in multiscales.datasets:
+        try:
+            levels.append(open_level(storage, dataset.path))
+        except LocationError as error:
+            return [*findings, _error(dataset.path, str(error))], multiscales, []
     axes = tuple(axis.name for axis in multiscales.axes)
     if not base_has_names and not levels[0].dimension_names:
         levels[0] = replace(levels[0], dimension_names=axes)
@@ -105,13 +105,6 @@ def audit(
     else:
         findings += _audit_image_label(document["image-label"], levels, str(entry.get("type", "")))
     return findings, multiscales, levels
-
-
-def _open(storage: Storage, dataset: Dataset) -> ImageInfo | Finding:
-    try:
-        return open_level(storage, dataset.path)
-    except LocationError as error:
-        return _error(dataset.path, str(error))
 
 
 def _audit_attributes(attributes: dict[str, Any]) -> Iterator[Finding]:

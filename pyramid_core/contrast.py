@@ -13,7 +13,7 @@ from pyramid_core.arrays import open_array
 from pyramid_core.grid import Grid, Region, pieces, region_shape
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.ngff import Window, channels_of
-from pyramid_core.remote import each
+from pyramid_core.remote import REQUESTS, each
 from pyramid_core.stores import Storage, is_url
 from pyramid_core.swollen import refuse_swollen
 
@@ -40,13 +40,24 @@ def contrast_windows(plan: PyramidPlan, storage: Storage) -> list[Window]:
     level = enough[-1] if enough else plan.levels[0]
     array = open_array(storage, level.path, surely=True)
     channel_axis = names.index("c") if "c" in names else None
+    together = _together(array)
 
     def sample(channel: int) -> np.ndarray[Any, Any]:
-        regions = _sampled(level, channel_axis, channel, array.dtype.itemsize)
-        parts = each(partial(_read, array), list(regions), away=is_url(storage.location))
+        regions = list(_sampled(level, channel_axis, channel, array.dtype.itemsize))
+        parts: list[np.ndarray[Any, Any]] = []
+        for start in range(0, len(regions), together):
+            some = regions[start : start + together]
+            parts += each(partial(_read, array), some, away=is_url(storage.location))
         return np.concatenate([part.reshape(-1) for part in parts])
 
     return [contrast_window(sample(channel)) for channel in range(count)]
+
+
+def _together(array: Any) -> int:
+    """Return how many chunks may be decoded at the same time: not more than are looked at."""
+    index = 16 * Grid(array.shards, array.chunks).size if array.shards else 0
+    whole: int = math.prod(array.chunks) * array.dtype.itemsize + index
+    return min(REQUESTS, max(1, _SAMPLED_BYTES // whole))
 
 
 def _sampled(

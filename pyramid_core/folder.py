@@ -158,8 +158,9 @@ def _opened(folder: str) -> Iterator[int]:
     try:
         yield place
     except OSError as error:
-        if isinstance(error.filename, str):  # of a file in it, only the name
-            error.filename = os.path.join(folder, error.filename)  # noqa: PTH118 - os.scandir gives strings
+        name = error.filename  # of a file in it, only that; of itself, a number
+        is_named = isinstance(name, str)
+        error.filename = os.path.join(folder, name) if is_named else folder  # noqa: PTH118 - os.scandir gives strings
         raise
     finally:
         os.close(place)

@@ -12,12 +12,10 @@ from pyramid_core.stores import Storage
 
 
 def create_level(plan: PyramidPlan, storage: Storage, level: Level) -> None:
-    """Write the metadata of one level, where it is not there yet."""
+    """Write the metadata of one level, where it is not there yet; nothing of groups above it."""
     import zarr
     from zarr.buffer import default_buffer_prototype
 
-    if storage.read(f"{level.path}/{'.zarray' if plan.zarr_format == 2 else 'zarr.json'}"):
-        return
     options: dict[str, Any] = {}
     if plan.zarr_format == 2:
         options |= {"chunk_key_encoding": {"name": "v2", "separator": "/"}, "order": "C"}
@@ -40,7 +38,8 @@ def create_level(plan: PyramidPlan, storage: Storage, level: Level) -> None:
     # goes first: a kill in between must not lose it.
     made = array.metadata.to_buffer_dict(default_buffer_prototype())
     for name in sorted(made, reverse=True):
-        storage.write(f"{level.path}/{name}", made[name].to_bytes())
+        if not storage.read(f"{level.path}/{name}"):
+            storage.write(f"{level.path}/{name}", made[name].to_bytes())
 
 
 def _compressor(codec: Codec, zarr_format: int, dtype: str) -> Any:

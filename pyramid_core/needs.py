@@ -71,7 +71,7 @@ class Stretch:
     cells_of: Ranges
     """Of each block, which of the stored objects."""
     need: Mask
-    """Which of the write units have source data."""
+    """Which of the write units have source data, as far as the blocks cover them."""
     present: Mask | None
     """Which of the stored objects are there; None if nobody knows."""
 
@@ -113,7 +113,7 @@ def stretches(plan: PyramidPlan, job: LevelJob, source: Presence | None) -> Iter
 
 
 def stretch(plan: PyramidPlan, job: LevelJob, source: Presence | None, blocks: Region) -> Stretch:
-    """Return what is known of a range of blocks.
+    """Return what is known of a range of blocks, or of tiles by which a job cuts a level.
 
     Where a window of background does not give background, or the source cannot be listed, every
     unit is needed.
@@ -126,8 +126,9 @@ def stretch(plan: PyramidPlan, job: LevelJob, source: Presence | None, blocks: R
     present = None if source is None else source.listed(cells)
     need = np.ones(region_shape(units), bool)
     if plan.background is not None and present is not None and not present.all():
-        _, of_units = _touched(_finer(_regions(level.units, units), job), job.stored)
-        need = _any(present, of_units)
+        of_units = _within(of_blocks, _regions(level.units, units))
+        _, cells_of_units = _touched(_finer(of_units, job), job.stored)
+        need = _any(present, cells_of_units)
     return Stretch(blocks, units, cells, units_of, cells_of, need, present)
 
 
@@ -139,6 +140,14 @@ def _regions(grid: Grid, cells: Region) -> Ranges:
     return [
         (start, np.minimum(start + cell, n))
         for start, cell, n in zip(starts, grid.cell, grid.shape, strict=True)
+    ]
+
+
+def _within(whole: Ranges, regions: Ranges) -> Ranges:
+    """Return the parts of regions that lie in a row of others: a tile may cut a unit."""
+    return [
+        (np.maximum(start, first[0]), np.minimum(stop, last[-1]))
+        for (first, last), (start, stop) in zip(whole, regions, strict=True)
     ]
 
 

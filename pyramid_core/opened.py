@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 def opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array[Any] | DirectArray:
     """Return an array, the same one for the same token; *padded* to whole units to be written."""
-    with _opening:  # else all threads that begin together would open it
+    with _opening:
         return _open(token, location, path, padded=padded)
 
 
@@ -68,4 +68,4 @@ def _open_surely(token: str, location: str, path: str) -> zarr.Array[Any]:  # no
 
 
 _opening = threading.RLock()
-"""zarr's configuration belongs to the process, so arrays are opened one at a time."""
+"""Threads that begin together open an array once."""

@@ -16,7 +16,7 @@ import numpy as np
 from pyramid_core.errors import PlaceError
 from pyramid_core.folder import StoredObject
 from pyramid_core.grid import Grid, Region, Shape
-from pyramid_core.stores import Storage, join, shown
+from pyramid_core.stores import Storage, is_url, join, shown
 
 _SLAB = 2**22
 """Chunks that one listing may tell of; what is present of a larger grid is listed in parts."""
@@ -82,14 +82,7 @@ class Presence:
         hollow: Mask = self._states(cells) == _HOLLOW
         return hollow
 
-    def _all(self) -> States | None:
-        """Return the states of all cells, where they come of one listing and fit in memory."""
-        slab = None if self._depth else self._slab(())
-        return slab if isinstance(slab, np.ndarray) else None
-
     def _states(self, cells: Region) -> States:
-        if (whole := self._all()) is not None:
-            return whole[cells]
         outer = cells[: self._depth]
         inner = cells[self._depth :]
         window = np.zeros([axis.stop - axis.start for axis in cells], np.uint8)
@@ -158,8 +151,11 @@ class Presence:
         start = self._root + self._prefix
         depth = len(self._counts) if self._separator == "/" else 1
         name = "/".join(item.key.removeprefix(start).split("/")[:depth])
-        found, at = item.odd or "a folder", start + name
-        if item.key in (place, start.rstrip("/")) and found != "a folder":
+        at, is_place = start + name, item.key in (place, start.rstrip("/"))
+        # Of an object store, what has the name of a folder hides nothing that lies in it.
+        is_file = is_place and not is_url(self._storage.location)
+        found = item.odd or ("a file" if is_file else "a folder")
+        if is_place and found != "a folder":
             at = item.key
         elif not item.key.startswith(start) or self._cell(at) is None:
             return

@@ -167,7 +167,7 @@ def _open_group(storage: Storage, node: Node) -> ImageInfo:
     base = read_node(storage, "0")
     if base is not None and base.kind == "array":
         bare = _bare(storage, "0", in_group=not storage.is_zip)
-        return replace(bare, labels_fault=_labels_fault(storage))
+        return replace(bare, labels_fault=_labels_fault(storage, *_label_group(storage)))
     place = shown(storage.location)
     if said := container(storage, node):
         msg = said
@@ -215,6 +215,7 @@ def _described(
             f"{dataset.path} has shape {bare.shape}"
         )
         raise LocationError(msg)
+    held, listed = _label_group(storage)
     return replace(
         bare,
         axes=multiscales.axes,
@@ -224,18 +225,22 @@ def _described(
         channels=multiscales.channels,
         ngff_version=multiscales.version,
         levels=tuple(d.path for d in multiscales.datasets),
-        labels=tuple(_labels(storage)),
-        labels_fault=_labels_fault(storage),
+        labels=tuple(_labels(storage, listed)),
+        labels_fault=_labels_fault(storage, held, listed),
     )
 
 
-def _labels_fault(storage: Storage) -> str:
+def _label_group(storage: Storage) -> tuple[list[str], Any]:
+    """Return what lies in the group ``labels``, as far as it can be listed, and what it names."""
+    held = [] if storage.is_zip or not storage.listable else storage.names("labels")
+    if storage.is_zip or (storage.listable and not held):
+        return [], None
+    group = read_node(storage, "labels")
+    return held, document_of(group.attributes).get("labels") if group else None
+
+
+def _labels_fault(storage: Storage, held: list[str], listed: Any) -> str:
     """Say what is wrong with a group ``labels`` that does not list what it holds."""
-    if storage.is_zip or not storage.listable:
-        return ""
-    held = storage.names("labels")
-    group = read_node(storage, "labels") if held else None  # one question where there is nothing
-    listed = document_of(group.attributes).get("labels") if group else None
     held = [n for n in held if not n.startswith((".z", "zarr.json"))]
     if held and not isinstance(listed, list):
         some = ", ".join(held[:5])
@@ -246,16 +251,10 @@ def _labels_fault(storage: Storage) -> str:
     return ""
 
 
-def _labels(storage: Storage) -> list[ImageInfo]:
+def _labels(storage: Storage, listed: Any) -> list[ImageInfo]:
     """Return the label images that the group ``labels`` names."""
-    if storage.is_zip or (storage.listable and not storage.names("labels")):
-        return []
-    group = read_node(storage, "labels")
-    names = document_of(group.attributes).get("labels") if group else None
-    if not isinstance(names, list):
-        return []
     found = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(listed if isinstance(listed, list) else ()):
         if (
             not isinstance(name, str)
             or ".." in name.split("/")

@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from functools import cache, lru_cache
 from pathlib import Path
@@ -177,12 +177,20 @@ def _has_role(endpoint: str) -> bool:
 def each(task: Callable[[Item], Answer], items: Sequence[Item], *, away: bool) -> list[Answer]:
     """Do a task for all items; for many at the same time, where an object store far away is asked.
 
+    Should one fail, what has begun is waited for, so nothing is written after it.
+
     >>> each(abs, [-1, 2], away=True)
     [1, 2]
     """
-    if away and len(items) > 1:
-        return list(_requests().map(task, items))
-    return [task(item) for item in items]
+    if not away or len(items) < 2:
+        return [task(item) for item in items]
+    begun = [_requests().submit(task, item) for item in items]
+    try:
+        return [future.result() for future in begun]
+    finally:
+        for future in begun:
+            future.cancel()
+        wait(begun)
 
 
 @cache

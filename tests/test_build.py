@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from pyramid_core import verify_pyramid
+from pyramid_core import PyramidParams, open_image, plan_pyramid, verify_pyramid
+from pyramid_core.writer import prepare
 from tests.stories import (
     assert_pyramid,
     attributes,
@@ -82,6 +83,7 @@ def test_background_costs_no_objects(tmp_path: Path, fill: int, shards: list[int
         step=[2, 2, 2],
         shards=shards or [],
         memory_limit="200kB",
+        verify="sample",
     )
     for level in result.plan.levels:
         stored = chunk_files(tmp_path / "out.zarr" / level.path)
@@ -295,3 +297,34 @@ def test_consolidated_metadata_shows_the_new_levels(
         assert [d["path"] for d in said["multiscales"][0]["datasets"]] == named
     plain: Any = zarr.open_group(image, mode="r", use_consolidated=False)
     assert sorted(plain.array_keys()) == ["0", "1"]
+
+
+# --- nothing but levels -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_beside_a_base_in_a_folder_only_levels_are_made(tmp_path: Path, zarr_format: Any) -> None:
+    """What was given stays as it is: the folder of the base gets no metadata of its own."""
+    place = tmp_path / "in.zarr"
+    group = zarr.open_group(place, mode="w", zarr_format=zarr_format)
+    write_image(place / "a", noise((32, 32)), (8, 8), zarr_format=zarr_format)
+    for name in ("zarr.json", ".zgroup", ".zattrs"):
+        (place / "a" / name).unlink(missing_ok=True)
+    put_document(group, zarr_format, {"multiscales": [multiscales("yx", [1.0, 1.0], ("a/0",))]})
+    result = build(place, verify="full")
+    assert [level.path for level in result.plan.levels] == ["a/0", "a/1", "a/2"]
+    assert sorted(path.name for path in (place / "a").iterdir()) == ["0", "1", "2"]
+    assert_pyramid(place, steps_of(result), "mean")
+
+
+def test_attributes_of_a_level_that_were_lost_are_written_again(tmp_path: Path) -> None:
+    """Of Zarr v2 they are an object of their own, which a power loss may take."""
+    source = write_image(tmp_path / "in.zarr", noise((32, 32)), (8, 8), zarr_format=2)
+    build(source, tmp_path / "whole.zarr", ngff_version="0.4")
+    params = PyramidParams(
+        source=str(source), target=str(tmp_path / "out.zarr"), edges="partial", ngff_version="0.4"
+    )
+    prepare(plan_pyramid(open_image(str(source)).info, params))
+    (tmp_path / "out.zarr" / "1" / ".zattrs").unlink()
+    build(source, tmp_path / "out.zarr", ngff_version="0.4")
+    assert tree(tmp_path / "out.zarr") == tree(tmp_path / "whole.zarr")

@@ -10,11 +10,12 @@ from typing import Any
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+import zarr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyramid_core import PyramidParams, build_pyramid, verify_pyramid
-from pyramid_core.contrast import contrast_window
+from pyramid_core.contrast import _together, contrast_window
 from pyramid_core.errors import LocationError
 from pyramid_core.ngff import Multiscales, parse_multiscales
 from tests.hostile import broken, changes, json_values
@@ -40,6 +41,25 @@ WINDOWS: list[tuple[Any, str, Window]] = [
     # One voxel in a million does not decide, but there is an end above the start.
     ([0] * 9999 + [500], "u4", (0.0, 0.0, 500.0, 500.0)),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("chunks", "shards", "most"),
+    [
+        ((64, 64, 64), None, 32),  # half a megabyte each
+        ((256, 256, 128), None, 1),  # 17 MB each, of 32
+        ((128, 128, 128), None, 7),
+        ((8, 8, 8), (1024, 1024, 1024), 1),  # the index of a shard has 34 MB
+    ],
+)
+def test_chunks_that_are_looked_at_together_take_no_more_than_the_sample(
+    chunks: Any, shards: Any, most: int
+) -> None:
+    """Of an object store many are fetched at once, and each is decoded whole."""
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(), shape=(1024,) * 3, chunks=chunks, shards=shards, dtype="u2"
+    )
+    assert _together(array) == most
 
 
 @pytest.mark.parametrize(("voxels", "dtype", "window"), WINDOWS)

@@ -16,7 +16,7 @@ from pyramid_core.grid import Grid, Region, Shape, ceil_div, multiply
 from pyramid_core.image import Codec, ImageInfo
 from pyramid_core.job import LevelJob, level_job
 from pyramid_core.model import PyramidPlan
-from pyramid_core.needs import stretches
+from pyramid_core.needs import just, stretch, stretches
 from pyramid_core.params import PyramidParams
 from pyramid_core.plan import plan_pyramid
 from pyramid_core.presence import Mask
@@ -117,6 +117,36 @@ def test_what_many_blocks_need_is_what_each_needs(
             } == read & there
             assert present.size == len(read)
     assert seen == list(level.blocks)
+
+
+@given(CASES, st.randoms(use_true_random=False), st.data())
+def test_a_tile_that_cuts_write_units_needs_what_lies_below_it(
+    axes: list[dict[str, int]], dice: Any, data: Any
+) -> None:
+    """The gate looks at tiles of large blocks, which begin and end inside of shards."""
+    plan, job = job_of(axes)
+    tile = tuple(data.draw(st.integers(1, n)) for n in job.level.shape)
+    job = replace(job, level=replace(job.level, block=tile))
+    mask = np.zeros(Grid(job.finer_shape, job.stored).counts, bool)
+    for cell in Grid(job.finer_shape, job.stored):
+        mask[cell] = dice.random() < 0.3
+    there = {tuple(map(int, cell)) for cell in np.argwhere(mask)}
+    for index in job.level.blocks:
+        part = stretch(plan, job, Listed(mask), just(index))  # type: ignore[arg-type] # as above
+        read = read_for(job, job.level.blocks.region(index))
+        assert part.need.any() == bool(read & there)
+        assert part.present is not None
+        assert np.count_nonzero(part.present) == len(read & there)
+        for unit, is_needed in zip(
+            job.level.units.cells(job.level.blocks.region(index)), part.need.flat, strict=True
+        ):
+            inside = tuple(
+                slice(max(a.start, b.start), min(a.stop, b.stop))
+                for a, b in zip(
+                    job.level.units.region(unit), job.level.blocks.region(index), strict=True
+                )
+            )
+            assert is_needed == bool(read_for(job, inside) & there)
 
 
 @given(CASES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramid_core import presence
-from pyramid_core.folder import StoredObject
+from pyramid_core.folder import StoredObject, listing
 from pyramid_core.grid import Grid, Region, Shape
 from pyramid_core.presence import Presence
 from pyramid_core.stores import Storage, open_storage
@@ -85,6 +87,10 @@ def test_what_is_present_is_what_lies_on_the_disk(case: dict[str, Any]) -> None:
         found = Presence(open_storage(folder), case["path"], grid, prefix, separator)
         whole = found.window(everything(grid))
         part = found.window(tuple(slice(c, c + 1) for c in case["corner"]))
+        noted = Presence(open_storage(folder), case["path"], grid, prefix, separator)
+        keys = {item.key for item in noted.noted()}
+        assert (noted.window(everything(grid)) == whole).all()
+        assert {noted.key(cell) for cell in stored} <= keys
     assert {tuple(map(int, cell)) for cell in np.argwhere(whole)} == stored
     assert whole.shape == case["counts"]
     assert part.shape == (1, 1, 1)
@@ -183,3 +189,19 @@ def test_an_object_store_is_listed(bucket: str, keys: str) -> None:
     grid = Grid((4, 4), (2, 2))
     found = Presence(storage, "0", grid, prefix, separator)
     assert np.argwhere(found.window(everything(grid))).tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("named", [3, "0"], ids=["the folder", "a file in it"])
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: int | str
+) -> None:
+    """It is listed by a number, which tells nobody where it is."""
+    (tmp_path / "c").mkdir()
+
+    def fail(_: int) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle", named)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(OSError, match="Stale file handle") as caught:
+        list(listing(tmp_path, "c"))
+    assert caught.value.filename == str(tmp_path / "c" / (named if isinstance(named, str) else ""))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 
 from pyramid_core.arrays import open_array, with_padding
 from pyramid_core.errors import LocationError
+from pyramid_core.remote import each
 from pyramid_core.stores import (
     Storage,
     is_url,
@@ -338,6 +342,40 @@ def test_an_array_is_read_whatever_pipeline_can(
     found = open_array(open_storage(str(tmp_path)), "0")
     np.testing.assert_array_equal(np.asarray(found[...]), VOXELS.astype(dtype))
     assert zarr.config.get("codec_pipeline") == before  # the user's settings stay
+
+
+def test_many_threads_that_open_arrays_leave_the_configuration_of_zarr(tmp_path: Path) -> None:
+    """It belongs to the process, and so to the user."""
+    zarr.create_array(tmp_path / "0", data=VOXELS, chunks=(4, 4))
+    before = copy.deepcopy(zarr.config.config)
+    storage, interval = open_storage(str(tmp_path)), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        each(lambda _: open_array(storage, "0"), range(400), away=True)
+    finally:
+        sys.setswitchinterval(interval)
+    assert zarr.config.config == before
+
+
+def test_what_has_begun_when_a_question_fails_is_waited_for() -> None:
+    """So nothing is written once the failure was told and the target let go."""
+    begun = threading.Barrier(3)
+    ended: list[int] = []
+
+    def ask(number: int) -> None:
+        if number < 3:
+            begun.wait(10)
+        if number == 0:
+            raise OSError("no answer")
+        time.sleep(0.1)
+        ended.append(number)
+
+    with pytest.raises(OSError, match="no answer"):
+        each(ask, range(200), away=True)
+    some = list(ended)
+    assert {1, 2} <= set(some)
+    time.sleep(0.3)
+    assert ended == some
 
 
 def test_an_array_that_is_not_there_is_no_new_one(tmp_path: Path) -> None:
