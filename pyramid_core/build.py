@@ -169,12 +169,15 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
             )
             return BuildResult(plan, _found(plan), time.perf_counter() - start, None)
         looks = prepare(plan)
+        source, listings = looks[0].told, [look.presence for look in looks]
+        del looks  # what is listed takes memory
         reports = []
-        for image, look in zip(plan.images, looks, strict=True):
-            for number, level in enumerate(image.written):
+        for image in plan.images:
+            listed = listings.pop(0)
+            for level in image.written:
                 owner.check()
-                listed = None if number else look.presence
                 reports.append(steps.build_level(image, level, workers, owner, listed))
+                listed = None
         verification = steps.verify(left, workers)
         if verification.mode != "none":
             ending.info("verified: %s", verification.verdict)
@@ -185,7 +188,7 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
         steps.publish(plan)
     seconds = time.perf_counter() - start
     ending.info("published %s after %.1f s", shown(plan.target), seconds)
-    return BuildResult(plan, tuple(reports), seconds, verification, looks[0].told)
+    return BuildResult(plan, tuple(reports), seconds, verification, source)
 
 
 def _found(plan: PyramidPlan) -> tuple[LevelReport, ...]:

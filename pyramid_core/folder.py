@@ -159,8 +159,10 @@ def _opened(folder: str) -> Iterator[int]:
         yield place
     except OSError as error:
         name = error.filename  # of a file in it, only that; of itself, a number
-        is_named = isinstance(name, str)
-        error.filename = os.path.join(folder, name) if is_named else folder  # noqa: PTH118 - os.scandir gives strings
+        if not isinstance(name, str):
+            error.filename = folder
+        elif "/" not in name:
+            error.filename = f"{folder}/{name}"
         raise
     finally:
         os.close(place)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from pyramid_core.errors import PlaceError
-from pyramid_core.folder import StoredObject
+from pyramid_core.folder import StoredObject, kind
 from pyramid_core.grid import Grid, Region, Shape
-from pyramid_core.stores import Storage, is_url, join, shown
+from pyramid_core.stores import Storage, is_url, join, local_path, shown
 
 _SLAB = 2**22
 """Chunks that one listing may tell of; what is present of a larger grid is listed in parts."""
@@ -125,8 +125,16 @@ class Presence:
         slab, start = self._empty(), self._root + self._prefix
         # "c." is no place: object stores list by whole path segments.
         place = start + "".join(f"{i}/" for i in at) if self._separator == "/" else self._root
+        is_there = False
         for item in self._storage.listing(place.rstrip("/"), odd=True):
             self._note(slab, at, item, place.rstrip("/"))
+            is_there = True
+        if not is_there and self._is_local:
+            for n in range(len(at)):  # what is no folder has nothing below it
+                above = (start + "".join(f"{i}/" for i in at[:n])).rstrip("/")
+                found = kind(local_path(self._storage.location) / above)
+                if found not in ("", "a folder"):
+                    raise self._odd(above, found)
         return slab
 
     def _empty(self) -> Any:
@@ -151,19 +159,34 @@ class Presence:
         start = self._root + self._prefix
         depth = len(self._counts) if self._separator == "/" else 1
         name = "/".join(item.key.removeprefix(start).split("/")[:depth])
-        at, is_place = start + name, item.key in (place, start.rstrip("/"))
+        is_place = item.key in (place, start.rstrip("/")) or self._is_slab(item.key)
         # Of an object store, what has the name of a folder hides nothing that lies in it.
-        is_file = is_place and not is_url(self._storage.location)
-        found = item.odd or ("a file" if is_file else "a folder")
+        found = item.odd or ("a file" if is_place and self._is_local else "a folder")
         if is_place and found != "a folder":
-            at = item.key
-        elif not item.key.startswith(start) or self._cell(at) is None:
-            return
-        msg = (
+            raise self._odd(item.key, found)
+        if item.key.startswith(start) and self._cell(start + name) is not None:
+            raise self._odd(start + name, found)
+
+    def _is_slab(self, key: str) -> bool:
+        """Return whether a key is that of a folder in which chunks lie."""
+        start = self._root + self._prefix
+        names = key.removeprefix(start).split("/")
+        return (
+            self._separator == "/"
+            and key.startswith(start)
+            and len(names) < len(self._counts)
+            and self._cell(key + "/0" * (len(self._counts) - len(names))) is not None
+        )
+
+    def _odd(self, at: str, found: str) -> PlaceError:
+        return PlaceError(
             f"{shown(join(self._storage.location, at))} is {found} where chunks are stored; "
             f"remove it, or put back what was there"
         )
-        raise PlaceError(msg)
+
+    @property
+    def _is_local(self) -> bool:
+        return not is_url(self._storage.location)
 
     def _cell(self, key: str) -> Shape | None:
         found = self._is_cell(key)

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramid_core import presence
+from pyramid_core.errors import PlaceError
 from pyramid_core.folder import StoredObject, listing
 from pyramid_core.grid import Grid, Region, Shape
 from pyramid_core.presence import Presence
@@ -205,3 +206,29 @@ def test_a_folder_that_cannot_be_listed_is_named(
     with pytest.raises(OSError, match="Stale file handle") as caught:
         list(listing(tmp_path, "c"))
     assert caught.value.filename == str(tmp_path / "c" / (named if isinstance(named, str) else ""))
+
+
+@pytest.mark.parametrize("slab", [1, 4, 2**22])
+@pytest.mark.parametrize("odd", ["file", "link"])
+@pytest.mark.parametrize("at", ["c", "c/1", "c/1/0"])
+def test_what_is_no_folder_where_chunks_lie_is_refused_however_they_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab: int, odd: str, at: str
+) -> None:
+    """Say, a link to a disk that is not mounted: what lay below is no background."""
+    monkeypatch.setattr(presence, "_SLAB", slab)
+    place = tmp_path / "0" / at
+    put(tmp_path, "0/zarr.json")
+    if at != "c":
+        put(tmp_path, "0/c/0/0/0")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if odd == "file":
+        place.write_bytes(b"x")
+    else:
+        place.symlink_to(tmp_path / "not mounted")
+    grid = Grid((4, 4, 4), (2, 2, 2))
+    found = Presence(open_storage(str(tmp_path)), "0", grid, "c", "/")
+    kind = "a file" if odd == "file" else "a link that leads nowhere"
+    with pytest.raises(PlaceError, match=f"{place} is {kind} where chunks are stored"):
+        found.window(everything(grid))
+    with pytest.raises(PlaceError, match=f"{place} is {kind} where chunks are stored"):
+        list(found.noted())
