@@ -169,11 +169,10 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
             )
             return BuildResult(plan, _found(plan), time.perf_counter() - start, None)
         looks = prepare(plan)
-        source, listings = looks[0].told, [look.presence for look in looks]
-        del looks  # what is listed takes memory
+        source = looks[0].told
         reports = []
         for image in plan.images:
-            listed = listings.pop(0)
+            listed = looks.pop(0).presence  # not kept, since it takes memory
             for level in image.written:
                 owner.check()
                 reports.append(steps.build_level(image, level, workers, owner, listed))

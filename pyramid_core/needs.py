@@ -66,9 +66,9 @@ class Stretch:
     """The write units that the blocks consist of."""
     cells: Region
     """The stored objects of the finer level that they are read from."""
-    units_of: Ranges
+    unit_ranges: Ranges
     """Of each block, which of the write units."""
-    cells_of: Ranges
+    cell_ranges: Ranges
     """Of each block, which of the stored objects."""
     need: Mask
     """Which of the write units have source data, as far as the blocks cover them."""
@@ -77,11 +77,11 @@ class Stretch:
 
     def any_unit(self, units: Mask) -> Mask:
         """Return of which blocks any write unit is set."""
-        return _any(units, self.units_of)
+        return _any(units, self.unit_ranges)
 
     def any_cell(self, cells: Mask) -> Mask:
         """Return of which blocks any stored object that they are read from is set."""
-        return _any(cells, self.cells_of)
+        return _any(cells, self.cell_ranges)
 
     def chosen(self, blocks: Mask) -> Iterator[Shape]:
         """Yield the index of each block that is set, in C order."""
@@ -95,7 +95,8 @@ class Stretch:
         at = [i - axis.start for i, axis in zip(index, self.blocks, strict=True)]
         return self.present[
             tuple(
-                slice(first[i], last[i]) for i, (first, last) in zip(at, self.cells_of, strict=True)
+                slice(first[i], last[i])
+                for i, (first, last) in zip(at, self.cell_ranges, strict=True)
             )
         ]
 
@@ -120,16 +121,16 @@ def stretch(plan: PyramidPlan, job: LevelJob, source: Presence | None, blocks: R
     """
     level = job.level
     of_blocks = _regions(level.blocks, blocks)
-    units, units_of = _touched(of_blocks, level.write_unit)
-    cells, cells_of = _touched(_finer(of_blocks, job), job.stored)
+    units, unit_ranges = _touched(of_blocks, level.write_unit)
+    cells, cell_ranges = _touched(_finer(of_blocks, job), job.stored)
     # Of the source, an object of zero bytes is damage that reading it will show, not background.
     present = None if source is None else source.listed(cells)
     need = np.ones(region_shape(units), bool)
     if plan.background is not None and present is not None and not present.all():
         of_units = _within(of_blocks, _regions(level.units, units))
-        _, cells_of_units = _touched(_finer(of_units, job), job.stored)
-        need = _any(present, cells_of_units)
-    return Stretch(blocks, units, cells, units_of, cells_of, need, present)
+        _, below = _touched(_finer(of_units, job), job.stored)
+        need = _any(present, below)
+    return Stretch(blocks, units, cells, unit_ranges, cell_ranges, need, present)
 
 
 def _regions(grid: Grid, cells: Region) -> Ranges:

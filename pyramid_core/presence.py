@@ -123,15 +123,16 @@ class Presence:
     def _list_slab(self, at: Shape) -> Any:
         """Return the states of a slab; only of what is stored, where metadata tells of too much."""
         slab, start = self._empty(), self._root + self._prefix
-        # "c." is no place: object stores list by whole path segments.
-        place = start + "".join(f"{i}/" for i in at) if self._separator == "/" else self._root
+        # From the folder of chunks down to that of the slab. "c." is no place: object stores list
+        # by whole path segments.
+        way = [(start + "".join(f"{i}/" for i in at[:n])).rstrip("/") for n in range(len(at) + 1)]
+        place = way[-1] if self._separator == "/" else self._root.rstrip("/")
         is_there = False
-        for item in self._storage.listing(place.rstrip("/"), odd=True):
-            self._note(slab, at, item, place.rstrip("/"))
+        for item in self._storage.listing(place, odd=True):
+            self._note(slab, at, item, place)
             is_there = True
         if not is_there and self._is_local:
-            for n in range(len(at)):  # what is no folder has nothing below it
-                above = (start + "".join(f"{i}/" for i in at[:n])).rstrip("/")
+            for above in way[:-1]:  # what is no folder has nothing below it
                 found = kind(local_path(self._storage.location) / above)
                 if found not in ("", "a folder"):
                     raise self._odd(above, found)
