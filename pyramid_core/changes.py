@@ -17,7 +17,7 @@ import obstore.exceptions
 
 from pyramid_core import remote
 from pyramid_core.errors import AccessError, LocationError, StoreError
-from pyramid_core.presence import digest_of, object_hash
+from pyramid_core.folder import digest_of, number_of
 from pyramid_core.remote import asked
 from pyramid_core.stores import Storage, absolute, is_url, local_path, open_storage, shown
 from pyramid_core.urls import hidden
@@ -118,7 +118,7 @@ def last_change(source: str) -> Change:
         for meta in storage.metas():
             newest = max(newest, meta["last_modified"])
             told = (meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
-            total += object_hash("\0".join(map(str, told)))
+            total += number_of("\0".join(map(str, told)))
     except (OSError, AccessError, obstore.exceptions.BaseError) as error:
         msg = f"{shown(source)} cannot be listed: {reason_of(error)}"
         raise LocationError(msg) from error

@@ -7,12 +7,14 @@ take the chunk for background. Files that are still being written are no objects
 from __future__ import annotations
 
 import errno
+import hashlib
+import itertools
 import os
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +37,13 @@ _KINDS = {
 _NO_LINK = "a link that leads nowhere"
 
 
+_AT_ONCE = 2**14
+"""Files of one folder that are told of at once: a flat grid may have a billion in one."""
+
+File = tuple[str, int, str | int]
+"""Name, bytes, and time of the last change in ns, or the etag."""
+
+
 class StoredObject(NamedTuple):
     """One object of a listing, of a folder or of another store."""
 
@@ -44,8 +53,24 @@ class StoredObject(NamedTuple):
     """Bytes."""
     mark: str
     """Time of the last change, or the etag: what differs when the content was replaced."""
-    odd: str = ""
-    """What it is where it is no object, but a folder, a pipe, a link that leads nowhere."""
+
+
+class Listed(NamedTuple):
+    """What lies in one folder, or objects of another store whose keys begin alike."""
+
+    folder: str
+    """How the keys begin: up to a slash and with it, or empty."""
+    files: Sequence[File]
+    """The files, or objects, in no order."""
+    odd: list[tuple[str, str]]
+    """Key and kind of what is no object: a pipe, a link that leads nowhere, an empty folder."""
+    is_whole: bool
+    """Whether these are all that lie in the folder, not one of several parts."""
+
+    def objects(self) -> Iterator[StoredObject]:
+        """Yield the objects by themselves."""
+        for name, size, mark in self.files:
+            yield StoredObject(self.folder + name, size, str(mark))
 
 
 def kind(path: Path) -> str:
@@ -108,8 +133,8 @@ def names(folder: Path) -> list[str]:
         return []
 
 
-def listing(root: Path, prefix: str) -> Iterator[StoredObject]:
-    """Yield all that lies below a folder, whatever it is; of folders, those that are empty.
+def listing(root: Path, prefix: str) -> Iterator[Listed]:
+    """Yield all that lies below a folder, folder by folder; of folders in it, those that are empty.
 
     Raises:
         OSError: If a folder cannot be listed.
@@ -118,18 +143,18 @@ def listing(root: Path, prefix: str) -> Iterator[StoredObject]:
     if found == "a folder":
         yield from _below(str(root / prefix), f"{prefix}/" if prefix else "")
     elif found:
-        yield StoredObject(prefix, 0, "", found)
+        yield Listed("", [], [(prefix, found)], is_whole=False)
 
 
-def _below(root: str, prefix: str) -> Iterator[StoredObject]:
+def _below(root: str, prefix: str) -> Iterator[Listed]:
     pending = [(root, prefix)]
     while pending:
         folder, start = pending.pop()
-        is_empty = True
+        files, odd = list[File](), list[tuple[str, str]]()
+        is_whole, is_empty = True, True
         with _opened(folder) as place, os.scandir(place) as entries:
             for entry in entries:
-                is_empty = False
-                key = start + entry.name
+                is_empty, name = False, entry.name
                 try:
                     status = None if entry.is_dir() else entry.stat()
                 except OSError as error:
@@ -137,18 +162,45 @@ def _below(root: str, prefix: str) -> Iterator[StoredObject]:
                         raise
                     # What is no link was deleted meanwhile, or has got its final name.
                     if entry.is_symlink():
-                        yield StoredObject(key, 0, "", _NO_LINK)
+                        odd.append((start + name, _NO_LINK))
                     continue
                 if status is None:
                     if entry.is_symlink():
-                        _refuse_cycle(f"{folder}/{entry.name}")
-                    pending.append((f"{folder}/{entry.name}", f"{key}/"))
-                elif "#" not in entry.name or not _TEMPORARY.search(entry.name):
-                    mode = status.st_mode
-                    odd = "" if stat.S_ISREG(mode) else _KINDS[stat.S_IFMT(mode)]
-                    yield StoredObject(key, status.st_size, str(status.st_mtime_ns), odd)
+                        _refuse_cycle(f"{folder}/{name}")
+                    pending.append((f"{folder}/{name}", f"{start}{name}/"))
+                elif "#" in name and _TEMPORARY.search(name):
+                    continue
+                elif stat.S_ISREG(mode := status.st_mode):
+                    files.append((name, status.st_size, status.st_mtime_ns))
+                    if len(files) == _AT_ONCE:
+                        yield Listed(start, files, [], is_whole=False)
+                        files, is_whole = [], False
+                else:
+                    odd.append((start + name, _KINDS[stat.S_IFMT(mode)]))
         if is_empty:
-            yield StoredObject(start.rstrip("/"), 0, "", "a folder")
+            odd.append((start.rstrip("/"), "a folder"))
+        if files or odd:
+            yield Listed(start, files, odd, is_whole=is_whole)
+
+
+def in_folders(objects: Iterable[StoredObject]) -> Iterator[Listed]:
+    """Yield objects in parts whose keys begin alike; where a folder ends, no store tells."""
+    for start, some in itertools.groupby(objects, lambda item: item.key[: item.key.rfind("/") + 1]):
+        while files := [
+            (item.key.removeprefix(start), item.size, item.mark)
+            for item in itertools.islice(some, _AT_ONCE)
+        ]:
+            yield Listed(start, files, [], is_whole=False)
+
+
+def number_of(told: str) -> int:
+    """Return a number for what a listing tells; those of all are added up."""
+    return int.from_bytes(hashlib.sha256(told.encode()).digest())
+
+
+def digest_of(total: int) -> str:
+    """Return the digest that the sum of the numbers of all objects gives, in whatever order."""
+    return f"{total % 2**256:064x}"
 
 
 @contextmanager

@@ -10,9 +10,10 @@ import json
 from typing import Any, NamedTuple
 
 from pyramid_core import remote
+from pyramid_core.folder import digest_of, number_of
 from pyramid_core.grid import Grid
 from pyramid_core.image import ImageInfo
-from pyramid_core.presence import METADATA, Presence, digest_of, object_hash
+from pyramid_core.presence import METADATA, Presence
 from pyramid_core.stores import Storage, join, open_storage, same_place, shown
 
 _WITHOUT = ("attributes", "dimension_names")
@@ -46,10 +47,12 @@ def look_and_list(source: ImageInfo) -> Look:
         return Look({**look, **_told_by_server(storage, source)}, None)
     objects = size = total = 0
     presence = _presence(storage, source)
-    for item in presence.noted():
-        if not item.odd and item.key.rpartition("/")[2] not in METADATA:
-            objects, size = objects + 1, size + item.size
-            total += object_hash(f"{item.key}\0{item.size}\0{item.mark}")
+    for listed in presence.noted():
+        files = sorted(file for file in listed.files if file[0] not in METADATA)
+        objects, size = objects + len(files), size + sum(file[1] for file in files)
+        # Those of a whole folder are told in one piece; parts may be cut elsewhere the next time.
+        for piece in [files] if listed.is_whole else [[file] for file in files]:
+            total += number_of(str((listed.folder, piece))) if piece else 0
     look |= {"objects": objects, "bytes": size, "digest": digest_of(total)}
     return Look(look, presence)
 

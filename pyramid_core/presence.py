@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import operator
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyramid_core.errors import PlaceError
-from pyramid_core.folder import StoredObject, kind
+from pyramid_core.folder import Listed, kind
 from pyramid_core.grid import Grid, Region, Shape
 from pyramid_core.stores import Storage, is_url, join, local_path, shown
 
@@ -26,6 +25,11 @@ _MOST_SLABS = 2**14
 
 _WHOLE, _HOLLOW = 1, 2
 """What is noted of a stored object; 0 where there is none."""
+
+_NUMBER = "(0|[1-9][0-9]*)"
+"""A number in a key; 01 belongs to someone else."""
+
+_are_numbers = re.compile(f"{_NUMBER}(?:/{_NUMBER})*").fullmatch
 
 METADATA = frozenset({"zarr.json", ".zarray", ".zattrs"})
 """Objects of an array that are no chunks."""
@@ -59,9 +63,11 @@ class Presence:
         self._slab: Callable[[Shape], Any] = lru_cache(
             maxsize=min(max(8, self._kept()), _MOST_SLABS)
         )(self._list_slab)
-        numbers = re.escape(separator).join(["(0|[1-9][0-9]*)"] * len(self._counts))
+        numbers = re.escape(separator).join([_NUMBER] * len(self._counts))
         start = re.escape(self._root + self._prefix)
-        self._is_cell = re.compile(start + numbers).fullmatch  # 01 belongs to someone else
+        self._is_cell = re.compile(start + numbers).fullmatch
+        outer = f"{_NUMBER}/" * (len(self._counts) - 1)
+        self._is_row = re.compile(start + outer).fullmatch if separator == "/" else None
 
     def _kept(self) -> int:
         """Return how many slabs are kept: as many cells as four of the largest would have."""
@@ -103,16 +109,16 @@ class Presence:
             if item.key.removeprefix(self._root) not in METADATA:
                 yield item.key, self._cell(item.key), item.size
 
-    def noted(self) -> Iterator[StoredObject]:
+    def noted(self) -> Iterator[Listed]:
         """Yield what a listing of the whole array tells, and ask for none again if it is not large.
 
         Raises:
             PlaceError: If something lies in the place of chunks that is no object.
         """
         slab, place = {} if self._depth else self._empty(), self._root.rstrip("/")
-        for item in self._storage.listing(place, odd=True):
-            self._note(slab, (), item, place)
-            yield item
+        for found in self._storage.listed(place):
+            self._note(slab, (), found, place)
+            yield found
         if not self._depth:
             self._slab = lambda _: slab
 
@@ -128,8 +134,8 @@ class Presence:
         way = [(start + "".join(f"{i}/" for i in at[:n])).rstrip("/") for n in range(len(at) + 1)]
         place = way[-1] if self._separator == "/" else self._root.rstrip("/")
         is_there = False
-        for item in self._storage.listing(place, odd=True):
-            self._note(slab, at, item, place)
+        for listed in self._storage.listed(place):
+            self._note(slab, at, listed, place)
             is_there = True
         if not is_there and self._is_local:
             for above in way[:-1]:  # what is no folder has nothing below it
@@ -142,30 +148,58 @@ class Presence:
         counts = self._counts[self._depth :]
         return np.zeros(counts, np.uint8) if math.prod(counts) <= 16 * _SLAB else {}
 
-    def _note(self, slab: Any, at: Shape, item: StoredObject, place: str) -> None:
-        """Note in a slab what a listing of a place tells of one object."""
-        cell = self._cell(item.key)
-        if item.odd or cell is None:
-            self._refuse_odd(item, place)
+    def _note(self, slab: Any, at: Shape, listed: Listed, place: str) -> None:
+        """Note in a slab what a listing of a place tells of one folder."""
+        for key, kind_of in listed.odd:
+            self._refuse_odd(key, kind_of, place)
         # An object of zero bytes is what a power loss leaves of a chunk: it counts as missing.
-        if cell is not None and cell[: self._depth] == at:
-            slab[cell[self._depth :]] = _WHOLE if item.size > 0 else _HOLLOW
+        states = [_WHOLE if size > 0 else _HOLLOW for _, size, _ in listed.files]
+        row = self._row(listed)
+        if row is not None and row[0][: self._depth] == at and not isinstance(slab, dict):
+            outer, last = row
+            slab[outer[self._depth :]][last] = states
+            return
+        for (name, _, _), state in zip(listed.files, states, strict=True):
+            cell = self._cell(listed.folder + name)
+            if cell is None:
+                self._refuse_odd(listed.folder + name, "", place)
+            elif cell[: self._depth] == at:
+                slab[cell[self._depth :]] = state
 
-    def _refuse_odd(self, item: StoredObject, place: str) -> None:
+    def _row(self, listed: Listed) -> tuple[Shape, list[int]] | None:
+        """Return a folder of nothing but chunks as the outer axes of its cells and the last ones.
+
+        Nearly all are of that kind, and it takes a fifth of the time that it takes to look at each
+        of 16 keys.
+        """
+        found = self._is_row(listed.folder) if self._is_row else None
+        names = [name for name, _, _ in listed.files]
+        if found is None or not _are_numbers("/".join(names)):
+            return None
+        outer, last = tuple(map(int, found.groups())), list(map(int, names))
+        cell = (*outer, max(last))
+        return (outer, last) if all(map(operator.lt, cell, self._counts)) else None
+
+    def _refuse_odd(self, key: str, odd: str, place: str) -> None:
         """Refuse what lies in the place of chunks and is no object: it is not background.
+
+        Args:
+            key: Where it lies.
+            odd: What it is; empty if it is an object of another kind.
+            place: What was listed.
 
         Raises:
             PlaceError: If so.
         """
         start = self._root + self._prefix
         depth = len(self._counts) if self._separator == "/" else 1
-        name = "/".join(item.key.removeprefix(start).split("/")[:depth])
-        is_place = item.key in (place, start.rstrip("/")) or self._is_slab(item.key)
+        name = "/".join(key.removeprefix(start).split("/")[:depth])
+        is_place = key in (place, start.rstrip("/")) or self._is_slab(key)
         # Of an object store, what has the name of a folder hides nothing that lies in it.
-        found = item.odd or ("a file" if is_place and self._is_local else "a folder")
+        found = odd or ("a file" if is_place and self._is_local else "a folder")
         if is_place and found != "a folder":
-            raise self._odd(item.key, found)
-        if item.key.startswith(start) and self._cell(start + name) is not None:
+            raise self._odd(key, found)
+        if key.startswith(start) and self._cell(start + name) is not None:
             raise self._odd(start + name, found)
 
     def _is_slab(self, key: str) -> bool:
@@ -195,13 +229,3 @@ class Presence:
             return None
         cell = tuple(map(int, found.groups()))
         return cell if all(map(operator.lt, cell, self._counts)) else None
-
-
-def object_hash(told: str) -> int:
-    """Return a number for what a listing tells of one object; those of all are added up."""
-    return int.from_bytes(hashlib.sha256(told.encode()).digest())
-
-
-def digest_of(total: int) -> str:
-    """Return the digest that the sum of the numbers of all objects gives, in whatever order."""
-    return f"{total % 2**256:064x}"

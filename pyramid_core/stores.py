@@ -26,7 +26,7 @@ import obstore.store as ob
 
 from pyramid_core import folder, remote
 from pyramid_core.errors import LocationError, PyramidError
-from pyramid_core.folder import StoredObject
+from pyramid_core.folder import Listed, StoredObject
 from pyramid_core.jsons import json_object
 from pyramid_core.params import cpus
 from pyramid_core.remote import asked
@@ -234,36 +234,41 @@ class Storage:
             raise LocationError(msg) from error
         self.write(key, content.encode())
 
-    def listing(self, prefix: str = "", *, odd: bool = False) -> Iterator[StoredObject]:
+    def listing(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects whose key is below *prefix*, in no order.
 
         Args:
             prefix: Whole names.
-            odd: Yield what is no object too, where an object might be expected.
 
         Raises:
             NotImplementedError: If the place cannot be listed (plain http).
         """
-        if self.is_zip:
-            with zipfile.ZipFile(local_path(self.location)) as file:
-                for item in file.infolist():
-                    key = item.filename.removeprefix(self.archive)
-                    # A prefix is whole names, as elsewhere: 01 does not lie below 0.
-                    below = not prefix or f"{key}/".startswith(f"{prefix}/")
-                    if below and item.filename.startswith(self.archive) and not item.is_dir():
-                        yield StoredObject(key, item.file_size, f"{item.CRC:08x}")
-            return
+        for found in self.listed(prefix):
+            yield from found.objects()
+
+    def listed(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield what ``listing`` does, many at once, and what is no object with it."""
         if isinstance(self.objects, ob.HTTPStore):
             raise NotImplementedError("a plain http server cannot be listed")
-        if self.objects is None:
-            return
-        if is_url(self.location):
-            for meta in self.metas(prefix):
-                yield StoredObject(meta["path"], meta["size"], str(meta["e_tag"]))
-            return
-        for found in folder.listing(local_path(self.location), prefix):
-            if odd or not found.odd:
-                yield found
+        if self.is_zip:
+            yield from folder.in_folders(self._members(prefix))
+        elif self.objects is not None and is_url(self.location):
+            yield from folder.in_folders(
+                StoredObject(meta["path"], meta["size"], str(meta["e_tag"]))
+                for meta in self.metas(prefix)
+            )
+        elif self.objects is not None:
+            yield from folder.listing(local_path(self.location), prefix)
+
+    def _members(self, prefix: str) -> Iterator[StoredObject]:
+        """Yield the objects in a zip file."""
+        with zipfile.ZipFile(local_path(self.location)) as file:
+            for item in file.infolist():
+                key = item.filename.removeprefix(self.archive)
+                # A prefix is whole names, as elsewhere: 01 does not lie below 0.
+                below = not prefix or f"{key}/".startswith(f"{prefix}/")
+                if below and item.filename.startswith(self.archive) and not item.is_dir():
+                    yield StoredObject(key, item.file_size, f"{item.CRC:08x}")
 
     def metas(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """Yield what a store's listing tells of every object below a prefix."""

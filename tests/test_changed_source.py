@@ -6,13 +6,21 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zarr
 
-from pyramid_core import PyramidParams, build_pyramid, open_image, plan_pyramid, verify_pyramid
+from pyramid_core import (
+    PyramidParams,
+    build_pyramid,
+    folder,
+    open_image,
+    plan_pyramid,
+    verify_pyramid,
+)
 from pyramid_core.build import BuildResult, Steps, build_level, run_plan
 from pyramid_core.errors import DefectError, TargetError
 from pyramid_core.origin import changes_between, look_at
@@ -62,9 +70,19 @@ def describe(array: Path) -> None:
     (array / "zarr.json").write_text(changed)
 
 
+def swap(array: Path) -> None:
+    """Put two chunks each in the place of the other: same names, sizes and times in all."""
+    one, other = array / "c/0/1", array / "c/1/1"
+    os.utime(one, ns=(1, 1))
+    one.rename(array / "aside")
+    other.rename(one)
+    (array / "aside").rename(other)
+
+
 CHANGES: dict[Callable[[Path], None], str] = {
     rewrite: "an object was written again",
     touch: "an object was written again",
+    swap: "an object was written again",
     lengthen: "of 2,052 bytes, not 2,048",
     delete: "it has 15 stored objects, not 16; of 1,920 bytes, not 2,048",
     add: "it has 17 stored objects, not 16; of 2,052 bytes, not 2,048",
@@ -107,10 +125,15 @@ def build_with(asked: PyramidParams, before_the_gate: Callable[[], object]) -> B
 
 
 @changes
+@pytest.mark.parametrize("at_once", [1, 2, 4, 5])
 def test_a_look_at_a_source_says_what_changed(
-    tmp_path: Path, change: Callable[[Path], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], at_once: int
 ) -> None:
-    """Number, bytes, time and metadata each have their words; an equal look has none."""
+    """Number, bytes, time and metadata each have their words; an equal look has none.
+
+    Whether a folder of four chunks is told of at once or in parts.
+    """
+    monkeypatch.setattr(folder, "_AT_ONCE", at_once)
     info = open_image(str(source_at(tmp_path / "in.zarr"))).info
     before = json.loads(json.dumps(look_at(info)))
     assert changes_between(before, look_at(info)) == ""
@@ -127,6 +150,34 @@ def test_what_leaves_the_voxels_as_they_are_is_no_change(tmp_path: Path) -> None
     (source / "0/zarr.json").write_text(json.dumps(metadata))
     zarr.open_group(source).create_array("other", data=noise(SHAPE))
     assert changes_between(before, look_at(open_image(str(source)).info)) == ""
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 2**14])
+def test_a_look_does_not_depend_on_the_order_in_which_files_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """No file system promises one; neither where a folder is cut into parts."""
+    info = open_image(str(source_at(tmp_path / "in.zarr"))).info
+    monkeypatch.setattr(folder, "_AT_ONCE", at_once)
+    before, scandir = look_at(info), os.scandir
+
+    def backwards(place: int) -> Any:
+        with scandir(place) as entries:
+            return nullcontext(reversed(list(entries)))
+
+    monkeypatch.setattr(os, "scandir", backwards)
+    assert look_at(info) == before
+
+
+def test_what_is_no_chunk_disturbs_no_look(tmp_path: Path) -> None:
+    """An empty folder is no change; a name that is no UTF-8, as old disks have, is a file."""
+    source = source_at(tmp_path / "in.zarr")
+    info = open_image(str(source)).info
+    before = look_at(info)
+    (source / "0/c/notes").mkdir()
+    assert look_at(info) == before
+    Path(os.fsdecode(os.fsencode(source) + b"/0/c/notes/\xff")).write_bytes(b"x")
+    assert changes_between(before, look_at(info)) == CHANGES[add].replace("2,052", "2,049")
 
 
 def test_a_record_of_an_earlier_version_is_not_taken_for_the_same() -> None:

@@ -17,9 +17,10 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyramid_core import folder as folders
 from pyramid_core import presence
 from pyramid_core.errors import PlaceError
-from pyramid_core.folder import StoredObject, listing
+from pyramid_core.folder import Listed, listing
 from pyramid_core.grid import Grid, Region, Shape
 from pyramid_core.presence import Presence
 from pyramid_core.stores import Storage, open_storage
@@ -60,6 +61,7 @@ CASES = st.fixed_dictionaries(
         "keys": st.sampled_from(sorted(KEYS)),
         "path": st.sampled_from(PATHS),
         "slab": st.sampled_from([1, 3, 7, 2**22]),
+        "at_once": st.sampled_from([1, 2, 2**14]),
         "counts": st.tuples(*[st.integers(2, 4)] * 3),
         "stored": st.sets(st.tuples(*[st.integers(0, 3)] * 3), max_size=30),
         "torn": st.sets(st.tuples(*[st.integers(0, 3)] * 3), max_size=5),
@@ -78,6 +80,7 @@ def test_what_is_present_is_what_lies_on_the_disk(case: dict[str, Any]) -> None:
     stored = (case["stored"] & cells) - case["torn"]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(presence, "_SLAB", case["slab"])
+        patch.setattr(folders, "_AT_ONCE", case["at_once"])
         root = Path(folder, case["path"])
         for cell in stored:
             put(root, key_of(cell, prefix, separator))
@@ -89,7 +92,7 @@ def test_what_is_present_is_what_lies_on_the_disk(case: dict[str, Any]) -> None:
         whole = found.window(everything(grid))
         part = found.window(tuple(slice(c, c + 1) for c in case["corner"]))
         noted = Presence(open_storage(folder), case["path"], grid, prefix, separator)
-        keys = {item.key for item in noted.noted()}
+        keys = {item.key for listed in noted.noted() for item in listed.objects()}
         assert (noted.window(everything(grid)) == whole).all()
         assert {noted.key(cell) for cell in stored} <= keys
     assert {tuple(map(int, cell)) for cell in np.argwhere(whole)} == stored
@@ -152,13 +155,13 @@ def test_only_what_is_asked_is_listed(tmp_path: Path, monkeypatch: pytest.Monkey
         put(tmp_path, f"0/c/{cell[0]}/{cell[1]}/{cell[2]}")
     storage = open_storage(str(tmp_path))
     listed: list[str] = []
-    listing = Storage.listing
+    listing = Storage.listed
 
-    def noted(self: Storage, prefix: str = "", *, odd: bool = False) -> Iterator[StoredObject]:
+    def noted(self: Storage, prefix: str = "") -> Iterator[Listed]:
         listed.append(prefix)
-        return listing(self, prefix, odd=odd)
+        return listing(self, prefix)
 
-    monkeypatch.setattr(Storage, "listing", noted)
+    monkeypatch.setattr(Storage, "listed", noted)
     found = Presence(storage, "0", Grid((3, 3, 3), (1, 1, 1)), "c", "/")
     for _ in range(3):
         assert found.window((slice(1, 2), slice(0, 2), slice(0, 3))).all()
