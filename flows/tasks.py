@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -23,7 +24,7 @@ from pyramid_core.presence import Presence
 from pyramid_core.preview import render_preview
 from pyramid_core.stores import shown
 from pyramid_core.verify import Verification, gate
-from pyramid_core.writer import commit
+from pyramid_core.writer import Finished, commit
 
 
 def _is_transient(task: Task[..., object], run: TaskRun, state: State) -> bool:  # noqa: ARG001 - Prefect's form
@@ -106,9 +107,9 @@ def verify(plan: PyramidPlan, workers: Executor) -> Verification:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="publish {plan.source.name}")
-def write_multiscales_metadata(plan: PyramidPlan) -> None:
-    """Publish: write the NGFF multiscales document, last."""
-    commit(plan)
+def write_multiscales_metadata(plan: PyramidPlan, audited: Sequence[Finished]) -> None:
+    """Publish: write the NGFF multiscales document, last, as it was audited."""
+    commit(plan, audited)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="preview {plan.source.name}")

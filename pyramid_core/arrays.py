@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import warnings
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pyramid_core.stores import Storage, is_url, shown
+from pyramid_core.stores import Storage, is_url, open_storage, same_place, shown
 
 if TYPE_CHECKING:
     import zarr
@@ -18,10 +20,21 @@ BEYOND_ZARRS = ("GOOGLE_BASE_URL", "GOOGLE_BEARER_TOKEN")
 ZARR = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 
 
+_SETTINGS = {
+    "codec_pipeline.path": ZARR,
+    "array.order": "C",
+    "array.write_empty_chunks": False,
+}
+"""Of zarr's configuration, what an array keeps: voxels lie, and background is left out, as we need
+it, whatever the user has set."""
+
+
 def open_array(
     storage: Storage, path: str, *, writable: bool = False, surely: bool = False
 ) -> zarr.Array[Any]:
     """Open an array with the fastest codec pipeline that can read it, decided here and for good.
+
+    Of files, metadata that was read and is the same as before gives the same array to read from.
 
     zarrs cannot read foreign byte order, zip files, http servers without ranges, nor codecs that
     only numcodecs has; those go through zarr's own pipeline. Its threads are set to one: the blocks
@@ -37,14 +50,32 @@ def open_array(
     Raises:
         FileNotFoundError: If there is no array.
     """
+    document = _document(storage, path)
+    if writable or storage.is_zip or is_url(storage.location):
+        return _array(storage, path, document, writable=writable, surely=surely)
+    return _of_files(same_place(storage.location), path, json.dumps(document))
+
+
+@lru_cache(maxsize=64)
+def _of_files(location: str, path: str, document: str) -> zarr.Array[Any]:
+    return _array(open_storage(location), path, json.loads(document))
+
+
+def _array(
+    storage: Storage,
+    path: str,
+    document: dict[str, Any],
+    *,
+    writable: bool = False,
+    surely: bool = False,
+) -> zarr.Array[Any]:
     import zarr
     from zarr.storage import StorePath
 
-    document = _document(storage, path)
     store: Any = storage.zarr_store(writable=writable)  # a StorePath inside a zip
     place = store / path if isinstance(store, StorePath) else StorePath(store, path)
     with _configuring:
-        with zarr.config.set({"codec_pipeline.path": ZARR}):
+        with zarr.config.set(_SETTINGS):
             array = zarr.Array.from_dict(place, document)
         foreign = not array.dtype.isnative or array.metadata.fill_value is None
         sure = surely and is_url(storage.location)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ from pyramid_core.reader import open_image
 from pyramid_core.stores import open_storage, shown
 from pyramid_core.verify import Verification, gate, still_to_build
 from pyramid_core.workers import is_cluster, open_executor
-from pyramid_core.writer import commit, delete_temporary, prepare, published, refresh
+from pyramid_core.writer import Finished, commit, delete_temporary, prepare, published, refresh
 
 log = logging.getLogger(__name__)
 ending = logging.getLogger(f"{__name__}.ending")
@@ -117,8 +117,8 @@ class Steps:
     """Builds the missing blocks of one level; of the first, it is told what the source has."""
     verify: Callable[[PyramidPlan, Executor], Verification]
     """The gate."""
-    publish: Callable[[PyramidPlan], None]
-    """Writes the document that makes it an image."""
+    publish: Callable[[PyramidPlan, Sequence[Finished]], None]
+    """Writes the document that makes it an image, as the gate has audited it."""
 
 
 def build_pyramid(
@@ -184,7 +184,7 @@ def run_plan(plan: PyramidPlan, steps: Steps, *, executor: Executor | None = Non
         if is_cluster(workers):  # one that was killed has left half an object behind
             for image in plan.images:
                 delete_temporary(image, open_storage(image.target))
-        steps.publish(plan)
+        steps.publish(plan, verification.audited)
     seconds = time.perf_counter() - start
     ending.info("published %s after %.1f s", shown(plan.target), seconds)
     return BuildResult(plan, tuple(reports), seconds, verification, source)

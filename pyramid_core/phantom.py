@@ -40,7 +40,7 @@ from pyramid_core.record import record_of
 from pyramid_core.stores import Storage, absolute, is_url, local_path, open_storage, shown
 from pyramid_core.version import VERSION
 from pyramid_core.workers import in_flight, open_executor
-from pyramid_core.writer import delete_temporary, differences, finished_attributes
+from pyramid_core.writer import delete_temporary, differences, finish
 
 MADE_BY = "pyramid_core.phantom.write_phantom"
 """The function that made the image, for the provenance."""
@@ -376,7 +376,7 @@ def _publish(plan: PyramidPlan, pattern: Pattern) -> None:
 
     It does not say that they were reduced: the image is the base of a pyramid, not one.
     """
-    attributes = finished_attributes(plan)
+    attributes = finish(plan).attributes
     entry = document_of(attributes)["multiscales"][0]
     entry["type"] = "phantom"
     entry["metadata"] = {

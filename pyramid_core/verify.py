@@ -42,7 +42,7 @@ from pyramid_core.voxels import (
     voxel_findings,
 )
 from pyramid_core.workers import default_executor
-from pyramid_core.writer import finished_attributes, published
+from pyramid_core.writer import Finished, finish, published
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ class Verification:
     """Whether of some shards only some tiles were computed again."""
     decoded: int = 0
     """Stored objects that were only decoded, for nobody knows what they should hold."""
+    audited: tuple[Finished, ...] = ()
+    """Of the gate, what it audited of each image: the attributes that are to be published."""
 
     @property
     def ok(self) -> bool:
@@ -107,9 +109,12 @@ def gate(plan: PyramidPlan, workers: Executor) -> Verification:
         return Verification(plan.target, "none", (), (), 0, blocks)
     findings: list[Finding] = []
     voxels: list[Checked] = []
+    audited: list[Finished] = []
     for image in plan.images:
-        storage, attributes = open_storage(image.target), finished_attributes(image)
-        found, _, _ = audit(storage, attributes, base_has_names=not image.in_place)
+        audited.append(finish(image))
+        found, _, _ = audit(
+            open_storage(image.target), audited[-1].attributes, base_has_names=not image.in_place
+        )
         findings += found
         look = look_and_list(image.source)
         if changed := changes_between(_recorded_source(image), look.told):
@@ -123,7 +128,7 @@ def gate(plan: PyramidPlan, workers: Executor) -> Verification:
             remove_wrong(part)
         msg = f"the gate found the image to be wrong, so it is not published:\n{verification}"
         raise DefectError(msg)
-    return verification
+    return replace(verification, audited=tuple(audited))
 
 
 def still_to_build(plan: PyramidPlan, workers: Executor) -> PyramidPlan | None:

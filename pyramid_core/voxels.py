@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -26,6 +26,9 @@ SAMPLE = 100
 """``sample`` computes one block in this many again, of large ones (shards, or blocks that are sent
 to a cluster) one tile in this many, and of every level the first and the last that hold data."""
 
+
+_AHEAD = 64
+"""Blocks that are found before the first of them is computed again."""
 
 MOST_FINDINGS = 20
 """Of one level; a level that is lost as a whole must not fill the memory and the report."""
@@ -66,6 +69,9 @@ def check_voxels(
         _chosen(found, job, *around, mode)
         for job, around in reversed(list(zip(jobs, itertools.pairwise(listed), strict=True)))
     )
+    # Found before any is begun: beside threads that decode, listing takes twice as long.
+    ahead = list(itertools.islice(chosen, _AHEAD))
+    chosen = itertools.chain(ahead, chosen)
     cut = {job.level.index: job.level.blocks for job in jobs}
     for part in run_blocks(check_block, chosen, workers, in_flight(plan, workers)):
         if not part.equal:
@@ -131,20 +137,26 @@ def _chosen(
     level, grid = found.plan.levels[job.level.index], job.level.blocks
     each = math.prod(ceil_div(level.block, grid.cell))
     dice = random.Random(f"{level.path} {level.shape} {level.blocks.size}")
-    first, last, drawn_of_last = True, Shape(), list[Shape]()
+    first, last, drawn_of_last = True, None, list[Shape]()
 
     def parts_of(index: Shape) -> list[Shape]:
-        return list(grid.cells(level.blocks.region(index)))
+        return list(grid.cells(level.blocks.region(index))) if each > 1 else [index]
 
     def look(part: Shape) -> Stretch:
         return stretch(found.plan, job, source, just(part))
 
-    def one_with_data(parts: Iterable[Shape]) -> list[Shape]:
+    def one_with_data(parts: list[Shape]) -> list[Shape]:
+        if each == 1:
+            return parts
         return list(itertools.islice((part for part in parts if look(part).need.any()), 1))
 
-    for index, holds_data, is_doubtful in _blocks(
-        found.plan, replace(job, level=level), source, target
-    ):
+    def asked(part: Shape, around: Stretch | None) -> BlockInput:
+        if around is not None and each == 1:
+            return job, part, around.present_of(part)
+        return job, part, look(part).present
+
+    for block in _blocks(found.plan, replace(job, level=level), source, target):
+        index, holds_data, is_doubtful, around = block
         drawn = list[Shape]()
         is_whole = is_doubtful or mode == "full"
         many = int(each / SAMPLE + dice.random()) if mode == "sample" else 0
@@ -156,24 +168,27 @@ def _chosen(
             found.checked += bool(drawn)
             found.in_part |= 0 < len(drawn) < len(parts)
         if holds_data:
-            first, last, drawn_of_last = False, index, drawn
-        yield from ((job, part, look(part).present) for part in drawn)
-    if mode != "sample" or first:
+            first, last, drawn_of_last = False, (index, around), drawn
+        yield from (asked(part, around) for part in drawn)
+    if mode != "sample" or last is None:
         return
-    parts = parts_of(last)
-    for part in one_with_data(reversed(parts)):
+    parts = parts_of(last[0])
+    for part in one_with_data(parts[::-1]):
         if part not in drawn_of_last:
             found.checked += not drawn_of_last
             found.in_part |= len(parts) > 1
-            yield job, part, look(part).present
+            yield asked(part, last[1])
 
 
 def _blocks(
     plan: PyramidPlan, job: LevelJob, source: Presence | None, target: Presence | None
-) -> Iterator[tuple[Shape, bool, bool]]:
-    """Yield the blocks of a level that hold data, or are doubtful: their index, and which."""
+) -> Iterator[tuple[Shape, bool, bool, Stretch | None]]:
+    """Yield the blocks of a level that hold data, or are doubtful: their index, and which.
+
+    And the stretch that a block is one of, where that is known.
+    """
     if source is None or target is None:
-        yield from ((index, True, False) for index in job.level.blocks)
+        yield from ((index, True, False, None) for index in job.level.blocks)
         return
     for part in stretches(plan, job, source):
         needed = part.any_unit(part.need)
@@ -181,9 +196,10 @@ def _blocks(
             (part.need != target.window(part.units)) | target.hollow(part.units)
         )
         chosen = needed | doubtful
-        yield from zip(
+        for index, holds_data, is_doubtful in zip(
             part.chosen(chosen), needed[chosen].tolist(), doubtful[chosen].tolist(), strict=True
-        )
+        ):
+            yield index, holds_data, is_doubtful, part
 
 
 def count_blocks(plan: PyramidPlan) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache, partial
 from tempfile import TemporaryFile
 from typing import Any, Literal
@@ -307,28 +309,51 @@ def _drop_other_format(plan: PyramidPlan, storage: Storage) -> None:
         storage.delete_objects([k for k in GROUP_KEYS[other] if storage.read(k) is not None])
 
 
-def finished_attributes(plan: PyramidPlan) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The attributes of a group before and after it is committed."""
+
+    before: dict[str, Any]
+    """Those that it had when this was made."""
+    attributes: dict[str, Any]
+    """Those that it will have."""
+
+
+def finish(plan: PyramidPlan) -> Finished:
     """Return the attributes that the group will have once it is committed.
 
     Raises:
         ValueError: If the document would not be valid.
     """
     storage = open_storage(plan.target)
-    node = read_node(storage, "")
-    before = node.attributes if node else {}
+    before = _attributes(storage)
     is_label = "image-label" in document_of(before)
     windows = [] if is_label else contrast_windows(plan, storage)
-    return image_attributes(plan, before, windows)
+    return Finished(before, image_attributes(plan, before, windows))
 
 
-def commit(plan: PyramidPlan) -> None:
-    """Publish: swap the record for the multiscales document, of the labels first."""
-    for image in reversed(plan.images):
-        attributes = finished_attributes(image)
+def _attributes(storage: Storage) -> dict[str, Any]:
+    node = read_node(storage, "")
+    return node.attributes if node else {}
+
+
+def commit(plan: PyramidPlan, audited: Sequence[Finished] = ()) -> None:
+    """Publish: swap the record for the multiscales document, of the labels first.
+
+    Args:
+        plan: What was built.
+        audited: What the gate has audited, per image: that is published. Where someone has changed
+            the attributes since, they are made anew of what is there now.
+    """
+    for number, image in reversed(list(enumerate(plan.images))):
         storage = open_storage(image.target)
+        ready = audited[number] if audited else None
+        if ready is None or ready.before != _attributes(storage):
+            ready = finish(image)
         if image.in_place:
             _complete_base(image, storage)
-        write_group(storage, image.zarr_format, attributes, [level.path for level in image.levels])
+        paths = [level.path for level in image.levels]
+        write_group(storage, image.zarr_format, ready.attributes, paths)
 
 
 def _complete_base(plan: PyramidPlan, storage: Storage) -> None:

@@ -11,7 +11,10 @@ import pytest
 import zarr
 
 from pyramid_core import PyramidParams, build_pyramid, verify
+from pyramid_core.contrast import contrast_windows
 from pyramid_core.errors import DefectError
+from pyramid_core.model import PyramidPlan
+from pyramid_core.stores import Storage
 from tests.images import IMAGES, MADE, Pyramids, blobs, groups, transforms, write_base
 from tests.stories import document, noise, paths, read, tree
 
@@ -210,3 +213,31 @@ def test_the_document_is_written_last(
     monkeypatch.setattr("pyramid_core.build.gate", verify.gate)
     build_pyramid(PyramidParams(source=str(places[1]), **asked))
     assert tree(places[1]) == tree(places[0])
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_what_is_published_is_what_was_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """The contrast is found once; what someone has written meanwhile in the attributes stays."""
+    place = write_base(tmp_path / "x.zarr", noise((12, 24, 40)), version=version)
+    asked: list[str] = []
+    found = verify.gate
+
+    def noted(plan: PyramidPlan, storage: Storage) -> list[Any]:
+        asked.append(plan.target)
+        return contrast_windows(plan, storage)
+
+    monkeypatch.setattr("pyramid_core.writer.contrast_windows", noted)
+    build_pyramid(PyramidParams(source=str(place)))
+    assert asked == [str(place)]
+
+    def while_it_goes_on(*given: Any) -> Any:
+        verification = found(*given)
+        zarr.open_group(place).attrs["seen"] = "by a person"
+        return verification
+
+    monkeypatch.setattr("pyramid_core.build.gate", while_it_goes_on)
+    build_pyramid(PyramidParams(source=str(place), existing="replace"))
+    assert zarr.open_group(place, mode="r").attrs["seen"] == "by a person"
+    assert verify.verify_pyramid(str(place), "full").findings == ()

@@ -19,6 +19,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyramid_core import PyramidParams, build_pyramid
 from pyramid_core.arrays import open_array, with_padding
 from pyramid_core.errors import LocationError
 from pyramid_core.remote import each
@@ -355,6 +356,27 @@ def test_many_threads_that_open_arrays_leave_the_configuration_of_zarr(tmp_path:
     finally:
         sys.setswitchinterval(interval)
     assert zarr.config.config == before
+
+
+def test_what_the_user_has_set_for_zarr_changes_no_build(tmp_path: Path) -> None:
+    """Background is left out, and voxels lie as kernels need them."""
+    array = zarr.create_array(tmp_path / "in.zarr", shape=(32, 32), chunks=(4, 4), dtype="u2")
+    array[:4, :4] = VOXELS[:4, :4]
+    built = []
+    for name, user in (
+        ("a", {}),
+        ("b", {"array.order": "F", "array.write_empty_chunks": True}),
+    ):
+        asked = PyramidParams(
+            source=str(tmp_path / "in.zarr"), target=str(tmp_path / name), step=[2, 2],
+            unit="micrometer", max_levels=2,
+        )  # fmt: skip
+        with zarr.config.set(user):
+            build_pyramid(asked)
+        files = (p for p in (tmp_path / name).rglob("*") if p.is_file())
+        built.append({p.relative_to(tmp_path / name): p.read_bytes() for p in files})
+    assert built[0] == built[1]
+    assert sum("c" in path.parts for path in built[0]) == 2
 
 
 def test_what_has_begun_when_a_question_fails_is_waited_for() -> None:
