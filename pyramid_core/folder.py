@@ -15,7 +15,6 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,37 +149,52 @@ def _below(root: str, prefix: str) -> Iterator[Listed]:
     pending = [(root, prefix)]
     while pending:
         folder, start = pending.pop()
-        files, odd = list[File](), list[tuple[str, str]]()
-        is_whole, is_empty = True, True
-        with _opened(folder) as place, os.scandir(place) as entries:
-            for entry in entries:
-                is_empty, name = False, entry.name
-                try:
-                    status = None if entry.is_dir() else entry.stat()
-                except OSError as error:
-                    if error.errno not in (errno.ENOENT, errno.ELOOP):
-                        raise
-                    # What is no link was deleted meanwhile, or has got its final name.
-                    if entry.is_symlink():
-                        odd.append((start + name, _NO_LINK))
-                    continue
-                if status is None:
-                    if entry.is_symlink():
-                        _refuse_cycle(f"{folder}/{name}")
-                    pending.append((f"{folder}/{name}", f"{start}{name}/"))
-                elif "#" in name and _TEMPORARY.search(name):
-                    continue
-                elif stat.S_ISREG(mode := status.st_mode):
-                    files.append((name, status.st_size, status.st_mtime_ns))
-                    if len(files) == _AT_ONCE:
-                        yield Listed(start, files, [], is_whole=False)
-                        files, is_whole = [], False
-                else:
-                    odd.append((start + name, _KINDS[stat.S_IFMT(mode)]))
-        if is_empty:
-            odd.append((start.rstrip("/"), "a folder"))
-        if files or odd:
-            yield Listed(start, files, odd, is_whole=is_whole)
+        # Opened, so that the system walks the path to it once, not again for each file.
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(place) as entries:
+                yield from _told(folder, start, entries, pending)
+        except OSError as error:
+            error.filename = _named(folder, error.filename)
+            raise
+        finally:
+            os.close(place)
+
+
+def _told(
+    folder: str, start: str, entries: Iterable[os.DirEntry[str]], pending: list[tuple[str, str]]
+) -> Iterator[Listed]:
+    """Yield what lies in one folder; folders in it are left pending."""
+    files, odd = list[File](), list[tuple[str, str]]()
+    is_whole, is_empty = True, True
+    for entry in entries:
+        is_empty, name = False, entry.name
+        try:
+            status = None if entry.is_dir() else entry.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            # What is no link was deleted meanwhile, or has got its final name.
+            if entry.is_symlink():
+                odd.append((start + name, _NO_LINK))
+            continue
+        if status is None:
+            if entry.is_symlink():
+                _refuse_cycle(f"{folder}/{name}")
+            pending.append((f"{folder}/{name}", f"{start}{name}/"))
+        elif "#" in name and _TEMPORARY.search(name):
+            continue
+        elif stat.S_ISREG(mode := status.st_mode):
+            files.append((name, status.st_size, status.st_mtime_ns))
+            if len(files) == _AT_ONCE:
+                yield Listed(start, files, [], is_whole=False)
+                files, is_whole = [], False
+        else:
+            odd.append((start + name, _KINDS[stat.S_IFMT(mode)]))
+    if is_empty:
+        odd.append((start.rstrip("/"), "a folder"))
+    if files or odd:
+        yield Listed(start, files, odd, is_whole=is_whole)
 
 
 def in_folders(objects: Iterable[StoredObject]) -> Iterator[Listed]:
@@ -195,7 +209,8 @@ def in_folders(objects: Iterable[StoredObject]) -> Iterator[Listed]:
 
 def number_of(told: str) -> int:
     """Return a number for what a listing tells; those of all are added up."""
-    return int.from_bytes(hashlib.sha256(told.encode()).digest())
+    # Names of files that are no UTF-8 have stand-ins in them.
+    return int.from_bytes(hashlib.sha256(told.encode(errors="surrogateescape")).digest())
 
 
 def digest_of(total: int) -> str:
@@ -203,21 +218,11 @@ def digest_of(total: int) -> str:
     return f"{total % 2**256:064x}"
 
 
-@contextmanager
-def _opened(folder: str) -> Iterator[int]:
-    """Open a folder, so that the system walks the path to it once, not again for each file."""
-    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield place
-    except OSError as error:
-        name = error.filename  # of a file in it, only that; of itself, a number
-        if not isinstance(name, str):
-            error.filename = folder
-        elif "/" not in name:
-            error.filename = f"{folder}/{name}"
-        raise
-    finally:
-        os.close(place)
+def _named(folder: str, name: object) -> str:
+    """Return the path that an error names: of a folder a number, of a file in it only the name."""
+    if not isinstance(name, str):
+        return folder
+    return name if "/" in name else f"{folder}/{name}"
 
 
 def _refuse_cycle(link: str) -> None:

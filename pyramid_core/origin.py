@@ -48,11 +48,13 @@ def look_and_list(source: ImageInfo) -> Look:
     objects = size = total = 0
     presence = _presence(storage, source)
     for listed in presence.noted():
-        files = sorted(file for file in listed.files if file[0] not in METADATA)
-        objects, size = objects + len(files), size + sum(file[1] for file in files)
+        files = sorted([file for file in listed.files if file[0] not in METADATA])
+        objects, size = objects + len(files), size + sum([file[1] for file in files])
+        told = [f"{name}\0{size_of}\0{mark}" for name, size_of, mark in files]
         # Those of a whole folder are told in one piece; parts may be cut elsewhere the next time.
-        for piece in [files] if listed.is_whole else [[file] for file in files]:
-            total += number_of(str((listed.folder, piece))) if piece else 0
+        if told and listed.is_whole:
+            told = ["\0".join(told)]
+        total += sum([number_of(f"{listed.folder}\0{piece}") for piece in told])
     look |= {"objects": objects, "bytes": size, "digest": digest_of(total)}
     return Look(look, presence)
 

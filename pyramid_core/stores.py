@@ -133,7 +133,7 @@ class Storage:
     @property
     def is_zip(self) -> bool:
         """Whether this is a zip file."""
-        return _is_zip(self.location)
+        return self.objects is None and _is_zip(self.location)
 
     def zarr_store(self, *, writable: bool = False) -> Store:
         """Return the store to give to zarr."""

@@ -6,21 +6,23 @@ import itertools
 import math
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from pyramid_core.audit import Finding
+from pyramid_core.errors import tells_of_image
 from pyramid_core.execute import check_block
 from pyramid_core.flight import BlockInput, run_blocks
 from pyramid_core.grid import Shape, ceil_div, coarser_region
 from pyramid_core.job import LevelJob, level_job
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.needs import Stretch, just, source_presence, stretch, stretches, target_presence
+from pyramid_core.opened import opened
 from pyramid_core.params import VerifyMode
 from pyramid_core.presence import Presence
 from pyramid_core.stores import join, open_storage
-from pyramid_core.workers import in_flight
+from pyramid_core.workers import in_flight, is_cluster
 
 SAMPLE = 100
 """``sample`` computes one block in this many again, of large ones (shards, or blocks that are sent
@@ -69,9 +71,11 @@ def check_voxels(
         _chosen(found, job, *around, mode)
         for job, around in reversed(list(zip(jobs, itertools.pairwise(listed), strict=True)))
     )
-    # Found before any is begun: beside threads that decode, listing takes twice as long.
+    # Before any is begun: beside threads that decode, this takes twice as long.
     ahead = list(itertools.islice(chosen, _AHEAD))
     chosen = itertools.chain(ahead, chosen)
+    if not is_cluster(workers):
+        _open({job.level.index: job for job, _, _ in ahead}.values())
     cut = {job.level.index: job.level.blocks for job in jobs}
     for part in run_blocks(check_block, chosen, workers, in_flight(plan, workers)):
         if not part.equal:
@@ -81,6 +85,17 @@ def check_voxels(
         # Where a sample finds something, nothing of the rest can be taken on trust.
         return check_voxels(plan, "full", workers)
     return found
+
+
+def _open(jobs: Iterable[LevelJob]) -> None:
+    """Open the arrays of jobs; what is wrong with one is found by its blocks."""
+    for job in jobs:
+        for place in (job.source, job.target):
+            try:
+                opened(job.token, *place, padded=False)
+            except Exception as error:
+                if not tells_of_image(error):
+                    raise
 
 
 def only_lacks(found: Checked) -> bool:
