@@ -31,7 +31,8 @@ from tests.s3 import running_moto
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "benchmark"
-COLUMNS = ("case", "size", "contestant", "run", "wall", "cpu", "peak", "read", "written", "objects")
+COLUMNS = ("case", "size", "contestant", "run", "wall", "cpu", "peak", "read", "written", "objects",
+           "ending")  # fmt: skip
 PACKAGES = ("zarr", "zarrs", "obstore", "numba", "tensorstore", "pyramid_sampler", "dask",
             "ome-zarr", "ngff-zarr", "numcodecs", "numpy")  # fmt: skip
 
@@ -149,14 +150,15 @@ def table(case: Case, rows: list[Row]) -> str:
         f"\n{case.name}: {z}x{y}x{x} {case.dtype.name}, {len(case.levels)} levels by {case.method}, "
         f"chunks of {case.chunk}\n",
         "| contestant | wall s | CPU s | wall, ours = 1 | CPU, ours = 1 | peak MB | read MB "
-        "| written MB | objects |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| written MB | objects | gate and commit ms |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         mega = [f"{row[c] / 1e6:.0f}" for c in ("peak", "read", "written")]
         ratios = [f"{row[c] / first[c]:.2f}" for c in ("wall", "cpu")]
         cells = [name, f"{row['wall']:.2f}", f"{row['cpu']:.2f}", *ratios, *mega]
-        lines.append("| " + " | ".join([*cells, f"{row['objects']:.0f}"]) + " |")
+        ending = f"{row['ending'] * 1e3:.0f}" if row["ending"] else "-"
+        lines.append("| " + " | ".join([*cells, f"{row['objects']:.0f}", ending]) + " |")
     return "\n".join(lines)
 
 

@@ -67,10 +67,10 @@ def main() -> None:
         touch_memory()
         forget_peak()
         before, start = used(), time.perf_counter()
-        run(case, place)
+        ending = run(case, place) or 0.0
         wall, after = time.perf_counter() - start, used()
         found: dict[str, Any] = {key: after[key] - before[key] for key in after}
-        print(json.dumps({**found, "wall": wall, "peak": peak()}))
+        print(json.dumps({**found, "wall": wall, "peak": peak(), "ending": ending}))
 
 
 if __name__ == "__main__":
