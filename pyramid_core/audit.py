@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -25,7 +26,8 @@ from pyramid_core.ngff import (
 )
 from pyramid_core.params import SPACE_UNITS, TIME_UNITS
 from pyramid_core.reader import open_level, read_node
-from pyramid_core.stores import Storage
+from pyramid_core.remote import each
+from pyramid_core.stores import Storage, is_url
 
 FIRST_VOXEL = frozenset({"stride", "nearest", "subsample", "sample", "decimate", "striding"})
 """Names of methods that take the first voxel of a window, so that a level is not shifted."""
@@ -86,12 +88,11 @@ def audit(
     entry = document["multiscales"][0]
     findings += _audit_entry(entry, document, multiscales)
     findings += _audit_axes(entry["axes"])
-    levels: list[ImageInfo] = []
-    for dataset in multiscales.datasets:
-        try:
-            levels.append(open_level(storage, dataset.path))
-        except LocationError as error:
-            return [*findings, _error(dataset.path, str(error))], multiscales, []
+    opened = each(partial(_opened, storage), multiscales.datasets, away=is_url(storage.location))
+    for dataset, found in zip(multiscales.datasets, opened, strict=True):
+        if isinstance(found, LocationError):
+            return [*findings, _error(dataset.path, str(found))], multiscales, []
+    levels = [found for found in opened if isinstance(found, ImageInfo)]
     axes = tuple(axis.name for axis in multiscales.axes)
     if not base_has_names and not levels[0].dimension_names:
         levels[0] = replace(levels[0], dimension_names=axes)
@@ -105,6 +106,13 @@ def audit(
     else:
         findings += _audit_image_label(document["image-label"], levels, str(entry.get("type", "")))
     return findings, multiscales, levels
+
+
+def _opened(storage: Storage, dataset: Dataset) -> ImageInfo | LocationError:
+    try:
+        return open_level(storage, dataset.path)
+    except LocationError as error:
+        return error
 
 
 def _audit_attributes(attributes: dict[str, Any]) -> Iterator[Finding]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from operator import call
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,21 @@ from pyramid_core.errors import tells_of_image
 from pyramid_core.flight import BlockInput, run_blocks
 from pyramid_core.grid import Grid, Region, Shape, multiply, region_shape
 from pyramid_core.image import same_bits
-from pyramid_core.job import BlockResult, LevelJob, building_job, refuse_other_build, this_process
+from pyramid_core.job import (
+    BlockResult,
+    LevelJob,
+    level_job,
+    record_at,
+    refuse_other_build,
+    this_process,
+)
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.needs import source_presence, stretches, target_presence, units_of
-from pyramid_core.opened import opened, read, read_surely
+from pyramid_core.opened import open_ahead, opened, read, read_surely
 from pyramid_core.presence import Mask, Presence
-from pyramid_core.remote import asked
+from pyramid_core.remote import asked, each
 from pyramid_core.stores import is_url, shown
-from pyramid_core.workers import in_flight, return_what_is_freed, warnings_heard
+from pyramid_core.workers import in_flight, is_cluster, return_what_is_freed, warnings_heard
 
 Array = np.ndarray[Any, Any]
 
@@ -178,16 +186,27 @@ class LevelRun:
 
     def __iter__(self) -> Iterator[BlockResult]:
         """Build the missing blocks."""
-        job = building_job(self.plan, self.level)
-        missing = self.missing(job)
+        job = level_job(self.plan, self.level)
+        source = self.source or source_presence(job)
+        target = target_presence(self.plan, self.level)
+        # At once, where each takes a round trip.
+        asks: list[Callable[[], Any]] = [partial(record_at, self.plan.target), target.look]
+        asks += [source.look] if source else []
+        if not is_cluster(self.executor):
+            asks += [partial(open_ahead, job.token, job.source),
+                     partial(open_ahead, job.token, job.target, padded=True)]  # fmt: skip
+        away = is_url(self.plan.target) or is_url(job.source[0])
+        record, *_ = each(call, asks, away=away)
+        missing = self.missing(replace(job, record=record), source, target)
         for result in run_blocks(build_block, missing, self.executor, self.in_flight):
             self.built += 1
             yield result
 
-    def missing(self, job: LevelJob) -> Iterator[BlockInput]:
+    def missing(
+        self, job: LevelJob, source: Presence | None, target: Presence
+    ) -> Iterator[BlockInput]:
         """Yield the blocks that have source data and lack a stored object."""
-        target = target_presence(self.plan, self.level)
-        for part in stretches(self.plan, job, self.source or source_presence(job)):
+        for part in stretches(self.plan, job, source):
             needed = part.any_unit(part.need)
             lacking = part.any_unit(part.need & ~target.window(part.units))
             self.empty += int(np.count_nonzero(~needed))

@@ -10,6 +10,7 @@ import numpy as np
 
 from pyramid_core.arrays import open_array, with_padding
 from pyramid_core.direct import DirectArray, direct
+from pyramid_core.errors import tells_of_image
 from pyramid_core.grid import Region
 from pyramid_core.remote import asked
 from pyramid_core.stores import Storage, is_url, open_storage, shown
@@ -23,8 +24,17 @@ Array = np.ndarray[Any, Any]
 
 def opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array[Any] | DirectArray:
     """Return an array, the same one for the same token; *padded* to whole units to be written."""
-    with _opening:
+    with _opening[hash(path) % len(_opening)]:
         return _open(token, location, path, padded=padded)
+
+
+def open_ahead(token: str, place: tuple[str, str], *, padded: bool = False) -> None:
+    """Open an array before blocks ask for it; what is wrong with it, they will tell."""
+    try:
+        opened(token, *place, padded=padded)
+    except Exception as error:
+        if not tells_of_image(error):
+            raise
 
 
 def read(token: str, place: tuple[str, str], region: Region) -> Array:
@@ -39,7 +49,7 @@ def read_surely(token: str, place: tuple[str, str], region: Region) -> Array:
     """Return the voxels of a region; of an object store not by zarrs, which may miss a chunk."""
     if not is_url(place[0]):
         return read(token, place, region)
-    with _opening:
+    with _opening[hash(place[1]) % len(_opening)]:
         array = _open_surely(token, *place)
     return asked(shown(place[0]), lambda: np.asarray(array[region]))
 
@@ -67,5 +77,5 @@ def _open_surely(token: str, location: str, path: str) -> zarr.Array[Any]:  # no
     return open_array(open_storage(location), path, surely=True)
 
 
-_opening = threading.RLock()
-"""Threads that begin together open an array once."""
+_opening = [threading.RLock() for _ in range(8)]
+"""Threads that begin together open an array once, and different ones side by side."""

@@ -6,22 +6,24 @@ import itertools
 import math
 import random
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import call
 
 from pyramid_core.audit import Finding
-from pyramid_core.errors import tells_of_image
 from pyramid_core.execute import check_block
 from pyramid_core.flight import BlockInput, run_blocks
 from pyramid_core.grid import Shape, ceil_div, coarser_region
 from pyramid_core.job import LevelJob, level_job
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.needs import Stretch, just, source_presence, stretch, stretches, target_presence
-from pyramid_core.opened import opened
+from pyramid_core.opened import open_ahead
 from pyramid_core.params import VerifyMode
 from pyramid_core.presence import Presence
-from pyramid_core.stores import join, open_storage
+from pyramid_core.remote import each
+from pyramid_core.stores import is_url, join, open_storage
 from pyramid_core.workers import in_flight, is_cluster
 
 SAMPLE = 100
@@ -66,16 +68,18 @@ def check_voxels(
     found = Checked(plan, {level.index: {} for level in plan.written})
     jobs = _jobs(plan, mode)
     listed = _listed(plan, jobs, source)
-    # The coarsest first: while they are computed, the large listings of the finest are made.
+    # All before the first block: beside threads that decode, it takes twice as long.
+    asks: list[Callable[[], object]] = [presence.look for presence in listed if presence]
+    if not is_cluster(workers):
+        asks += [partial(open_ahead, job.token, place) for job in jobs
+                 for place in (job.source, job.target)]  # fmt: skip
+    each(call, asks, away=any(is_url(place) for place in (plan.target, plan.source.location)))
     chosen = itertools.chain.from_iterable(
         _chosen(found, job, *around, mode)
-        for job, around in reversed(list(zip(jobs, itertools.pairwise(listed), strict=True)))
+        for job, around in zip(jobs, itertools.pairwise(listed), strict=True)
     )
-    # Before any is begun: beside threads that decode, this takes twice as long.
     ahead = list(itertools.islice(chosen, _AHEAD))
     chosen = itertools.chain(ahead, chosen)
-    if not is_cluster(workers):
-        _open({job.level.index: job for job, _, _ in ahead}.values())
     cut = {job.level.index: job.level.blocks for job in jobs}
     for part in run_blocks(check_block, chosen, workers, in_flight(plan, workers)):
         if not part.equal:
@@ -85,17 +89,6 @@ def check_voxels(
         # Where a sample finds something, nothing of the rest can be taken on trust.
         return check_voxels(plan, "full", workers)
     return found
-
-
-def _open(jobs: Iterable[LevelJob]) -> None:
-    """Open the arrays of jobs; what is wrong with one is found by its blocks."""
-    for job in jobs:
-        for place in (job.source, job.target):
-            try:
-                opened(job.token, *place, padded=False)
-            except Exception as error:
-                if not tells_of_image(error):
-                    raise
 
 
 def only_lacks(found: Checked) -> bool:
