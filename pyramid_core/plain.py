@@ -36,7 +36,8 @@ _MOST = 2**30
 
 def plain_chunks(array: Any) -> PlainChunks | None:
     """Return a reader of the chunks of an array, or None where they are not plain."""
-    endian = getattr(getattr(array.serializer, "endian", None), "value", sys.byteorder)
+    told = getattr(array.serializer, "endian", None)
+    endian = getattr(told, "value", told) or sys.byteorder  # zarr 3.4 tells a word, 3.1 an Enum
     whole = math.prod(array.chunks) * array.dtype.itemsize
     fetch = _fetch(array.store_path)
     is_plain = (
