@@ -29,6 +29,10 @@ _SETTINGS = {
 it, whatever the user has set."""
 
 
+_KEPT = 2**16
+"""Characters of metadata that are kept with an array; attributes may have any size."""
+
+
 def open_array(
     storage: Storage, path: str, *, writable: bool = False, surely: bool = False
 ) -> zarr.Array[Any]:
@@ -51,9 +55,10 @@ def open_array(
         FileNotFoundError: If there is no array.
     """
     document = _document(storage, path)
-    if writable or storage.is_zip or is_url(storage.location):
+    text = json.dumps(document)
+    if writable or storage.is_zip or is_url(storage.location) or len(text) > _KEPT:
         return _array(storage, path, document, writable=writable, surely=surely)
-    return _of_files(same_place(storage.location), path, json.dumps(document))
+    return _of_files(same_place(storage.location), path, text)
 
 
 @lru_cache(maxsize=64)

@@ -345,6 +345,26 @@ def test_an_array_is_read_whatever_pipeline_can(
     assert zarr.config.get("codec_pipeline") == before  # the user's settings stay
 
 
+def test_an_array_is_opened_anew_where_its_metadata_or_its_place_has_changed(
+    tmp_path: Path,
+) -> None:
+    """The same metadata gives the same array to read, but not behind a link that leads elsewhere."""
+    for name, offset in (("a", 0), ("b", 1)):
+        zarr.create_array(tmp_path / name / "0", data=VOXELS + offset, chunks=(4, 4))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "a")
+    storage = open_storage(str(link))
+    first = open_array(storage, "0")
+    assert open_array(storage, "0") is first
+    assert open_array(storage, "0", writable=True) is not first
+    link.unlink()
+    link.symlink_to(tmp_path / "b")
+    np.testing.assert_array_equal(np.asarray(open_array(storage, "0")[...]), VOXELS + 1)
+    text = (tmp_path / "b/0/zarr.json").read_text()
+    (tmp_path / "b/0/zarr.json").write_text(text.replace('"little"', '"big"'))
+    np.testing.assert_array_equal(np.asarray(open_array(storage, "0")[...]), (VOXELS + 1) << 8)
+
+
 def test_many_threads_that_open_arrays_leave_the_configuration_of_zarr(tmp_path: Path) -> None:
     """It belongs to the process, and so to the user."""
     zarr.create_array(tmp_path / "0", data=VOXELS, chunks=(4, 4))
