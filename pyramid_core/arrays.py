@@ -9,7 +9,7 @@ import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pyramid_core.stores import Storage, is_url, open_storage, same_place, shown
+from pyramid_core.stores import Storage, is_url, open_storage, shown
 
 if TYPE_CHECKING:
     import zarr
@@ -58,7 +58,7 @@ def open_array(
     text = json.dumps(document)
     if writable or storage.is_zip or is_url(storage.location) or len(text) > _KEPT:
         return _array(storage, path, document, writable=writable, surely=surely)
-    return _of_files(same_place(storage.location), path, text)
+    return _of_files(storage.location, path, text)
 
 
 @lru_cache(maxsize=64)
