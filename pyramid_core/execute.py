@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from operator import call
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,7 @@ from pyramid_core.errors import tells_of_image
 from pyramid_core.flight import BlockInput, run_blocks
 from pyramid_core.grid import Grid, Region, Shape, multiply, region_shape
 from pyramid_core.image import same_bits
-from pyramid_core.job import (
-    BlockResult,
-    LevelJob,
-    level_job,
-    record_at,
-    refuse_other_build,
-    this_process,
-)
+from pyramid_core.job import BlockResult, LevelJob, building_job, refuse_other_build, this_process
 from pyramid_core.model import Level, PyramidPlan
 from pyramid_core.needs import source_presence, stretches, target_presence, units_of
 from pyramid_core.opened import open_ahead, opened, read, read_surely
@@ -186,27 +178,20 @@ class LevelRun:
 
     def __iter__(self) -> Iterator[BlockResult]:
         """Build the missing blocks."""
-        job = level_job(self.plan, self.level)
-        source = self.source or source_presence(job)
-        target = target_presence(self.plan, self.level)
-        # At once, where each takes a round trip.
-        asks: list[Callable[[], Any]] = [partial(record_at, self.plan.target), target.look]
-        asks += [source.look] if source else []
+        job = building_job(self.plan, self.level)
         if not is_cluster(self.executor):
-            asks += [partial(open_ahead, job.token, job.source),
-                     partial(open_ahead, job.token, job.target, padded=True)]  # fmt: skip
-        away = is_url(self.plan.target) or is_url(job.source[0])
-        record, *_ = each(call, asks, away=away)
-        missing = self.missing(replace(job, record=record), source, target)
+            places = [(job.source, False), (job.target, True)]
+            away = is_url(job.source[0]) or is_url(job.target[0])
+            each(lambda to: open_ahead(job.token, to[0], padded=to[1]), places, away=away)
+        missing = self.missing(job)
         for result in run_blocks(build_block, missing, self.executor, self.in_flight):
             self.built += 1
             yield result
 
-    def missing(
-        self, job: LevelJob, source: Presence | None, target: Presence
-    ) -> Iterator[BlockInput]:
+    def missing(self, job: LevelJob) -> Iterator[BlockInput]:
         """Yield the blocks that have source data and lack a stored object."""
-        for part in stretches(self.plan, job, source):
+        target = target_presence(self.plan, self.level)
+        for part in stretches(self.plan, job, self.source or source_presence(job)):
             needed = part.any_unit(part.need)
             lacking = part.any_unit(part.need & ~target.window(part.units))
             self.empty += int(np.count_nonzero(~needed))

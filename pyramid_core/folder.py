@@ -142,7 +142,7 @@ def listing(root: Path, prefix: str) -> Iterator[Listed]:
     if found == "a folder":
         yield from _below(str(root / prefix), f"{prefix}/" if prefix else "")
     elif found:
-        yield Listed("", [], [(prefix, found)], is_whole=False)
+        yield _odd(prefix, found)
 
 
 def _below(root: str, prefix: str) -> Iterator[Listed]:
@@ -165,8 +165,7 @@ def _told(
     folder: str, start: str, entries: Iterable[os.DirEntry[str]], pending: list[tuple[str, str]]
 ) -> Iterator[Listed]:
     """Yield what lies in one folder; folders in it are left pending."""
-    files, odd = list[File](), list[tuple[str, str]]()
-    is_whole, is_empty = True, True
+    files, is_whole, is_empty = list[File](), True, True
     for entry in entries:
         is_empty, name = False, entry.name
         try:
@@ -176,7 +175,7 @@ def _told(
                 raise
             # What is no link was deleted meanwhile, or has got its final name.
             if entry.is_symlink():
-                odd.append((start + name, _NO_LINK))
+                yield _odd(start + name, _NO_LINK)
             continue
         if status is None:
             if entry.is_symlink():
@@ -190,11 +189,15 @@ def _told(
                 yield Listed(start, files, [], is_whole=False)
                 files, is_whole = [], False
         else:
-            odd.append((start + name, _KINDS[stat.S_IFMT(mode)]))
+            yield _odd(start + name, _KINDS[stat.S_IFMT(mode)])
     if is_empty:
-        odd.append((start.rstrip("/"), "a folder"))
-    if files or odd:
-        yield Listed(start, files, odd, is_whole=is_whole)
+        yield _odd(start.rstrip("/"), "a folder")
+    if files:
+        yield Listed(start, files, [], is_whole=is_whole)
+
+
+def _odd(key: str, found: str) -> Listed:
+    return Listed("", [], [(key, found)], is_whole=False)
 
 
 def in_folders(objects: Iterable[StoredObject]) -> Iterator[Listed]:

@@ -103,7 +103,7 @@ def level_job(plan: PyramidPlan, level: Level) -> LevelJob:
 
 def building_job(plan: PyramidPlan, level: Level) -> LevelJob:
     """Return what workers need to build the blocks of a level, as long as it is this build's."""
-    return replace(level_job(plan, level), record=record_at(plan.target))
+    return replace(level_job(plan, level), record=_record(plan.target))
 
 
 def refuse_other_build(job: LevelJob) -> None:
@@ -117,12 +117,11 @@ def refuse_other_build(job: LevelJob) -> None:
     """
     location = job.target[0]
     may_outlive = job.driver != this_process() or is_url(location)
-    if job.record and may_outlive and record_at(location) != job.record:
+    if job.record and may_outlive and _record(location) != job.record:
         msg = f"{shown(location)} is no longer built by this run, so nothing more is written to it"
         raise StoppedError(msg)
 
 
-def record_at(location: str) -> str:
-    """Return the digest of the record of a build at a location; empty without a group."""
+def _record(location: str) -> str:
     node = read_node(open_storage(location), "")
     return digest_of_record(node.attributes) if node else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ import numpy as np
 
 from pyramid_core.arrays import open_array, with_padding
 from pyramid_core.direct import DirectArray, direct
-from pyramid_core.errors import tells_of_image
 from pyramid_core.grid import Region
 from pyramid_core.remote import asked
 from pyramid_core.stores import Storage, is_url, open_storage, shown
@@ -29,12 +29,13 @@ def opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array[
 
 
 def open_ahead(token: str, place: tuple[str, str], *, padded: bool = False) -> None:
-    """Open an array before blocks ask for it; what is wrong with it, they will tell."""
-    try:
+    """Open an array before blocks ask for it.
+
+    What goes wrong is left to the blocks, which open it again and say where it was met; there may
+    be none that needs it.
+    """
+    with suppress(Exception):
         opened(token, *place, padded=padded)
-    except Exception as error:
-        if not tells_of_image(error):
-            raise
 
 
 def read(token: str, place: tuple[str, str], region: Region) -> Array:

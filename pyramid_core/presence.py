@@ -103,11 +103,6 @@ class Presence:
                 window[index] = slab[inner]
         return window
 
-    def look(self) -> None:
-        """List now what is listed as a whole, not when it is first asked for."""
-        if not self._depth:
-            self._slab(())
-
     def objects(self) -> Iterator[tuple[str, Shape | None, int]]:
         """Yield key, cell and bytes of every stored object; no cell where it is no chunk."""
         for item in self._storage.listing(self._root.rstrip("/")):

@@ -110,7 +110,8 @@ def _connect(
         "max_retries": retries, "retry_timeout": timedelta(seconds=PATIENCE), "backoff": backoff,
     }  # fmt: skip
     # A client that finds its account in a variable by itself panics when zarr 3.4 prints it.
-    account = {"account_name": found} if kind == "az" and (found := _account()) else {}
+    named = "@" in location or kind not in ("az", "azure", "abfs", "abfss", "adl")
+    account = {"account_name": found} if not named and (found := _account()) else {}
     open_url: Any = ob.from_url  # its overloads do not say that the store is anyone's guess
     store: ob.ObjectStore = open_url(
         location, client_options=options, retry_config=retry, **account
@@ -118,9 +119,13 @@ def _connect(
     return store
 
 
+_YES = ("1", "true", "on", "yes", "y")
+"""Words for yes of the client."""
+
+
 def _account() -> str:
     """Return the account of Azure that the variables name; the emulator has one of its own."""
-    emulated = os.environ.get("AZURE_STORAGE_USE_EMULATOR", "").lower() in ("1", "true", "yes")
+    emulated = os.environ.get("AZURE_STORAGE_USE_EMULATOR", "").lower() in _YES
     return os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "devstoreaccount1" if emulated else "")
 
 

@@ -6,11 +6,9 @@ import itertools
 import math
 import random
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import partial
-from operator import call
 
 from pyramid_core.audit import Finding
 from pyramid_core.execute import check_block
@@ -33,6 +31,9 @@ to a cluster) one tile in this many, and of every level the first and the last t
 
 _AHEAD = 64
 """Blocks that are found before the first of them is computed again."""
+
+_MOST_CELLS = 2**16
+"""Stored objects that they may be read from in all, but for one block of more."""
 
 MOST_FINDINGS = 20
 """Of one level; a level that is lost as a whole must not fill the memory and the report."""
@@ -68,17 +69,16 @@ def check_voxels(
     found = Checked(plan, {level.index: {} for level in plan.written})
     jobs = _jobs(plan, mode)
     listed = _listed(plan, jobs, source)
-    # All before the first block: beside threads that decode, it takes twice as long.
-    asks: list[Callable[[], object]] = [presence.look for presence in listed if presence]
     if not is_cluster(workers):
-        asks += [partial(open_ahead, job.token, place) for job in jobs
-                 for place in (job.source, job.target)]  # fmt: skip
-    each(call, asks, away=any(is_url(place) for place in (plan.target, plan.source.location)))
+        places = [(job.token, place) for job in jobs for place in (job.source, job.target)]
+        away = is_url(plan.target) or is_url(plan.source.location)
+        each(lambda asked: open_ahead(*asked), places, away=away)
     chosen = itertools.chain.from_iterable(
         _chosen(found, job, *around, mode)
         for job, around in zip(jobs, itertools.pairwise(listed), strict=True)
     )
-    ahead = list(itertools.islice(chosen, _AHEAD))
+    # Before the first block: beside threads that decode, listing takes twice as long.
+    ahead = _some(chosen)
     chosen = itertools.chain(ahead, chosen)
     cut = {job.level.index: job.level.blocks for job in jobs}
     for part in run_blocks(check_block, chosen, workers, in_flight(plan, workers)):
@@ -89,6 +89,17 @@ def check_voxels(
         # Where a sample finds something, nothing of the rest can be taken on trust.
         return check_voxels(plan, "full", workers)
     return found
+
+
+def _some(blocks: Iterator[BlockInput]) -> list[BlockInput]:
+    """Return the first few blocks, of which what is known of their sources is small."""
+    some, cells = list[BlockInput](), 0
+    for block in blocks:
+        some.append(block)
+        cells += 0 if block[2] is None else block[2].size
+        if len(some) == _AHEAD or cells > _MOST_CELLS:
+            break
+    return some
 
 
 def only_lacks(found: Checked) -> bool:

@@ -143,3 +143,18 @@ def test_what_lacks_is_named(place: str, image: Path, monkeypatch: pytest.Monkey
     with pytest.raises(AccessError, match=r"refuses us[^\n]*AZURE_STORAGE_ACCOUNT_KEY$") as caught:
         build_pyramid(PyramidParams(source=f"{place}/a.zarr", **ASKED))
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["az", "azure", "abfs", "adl"])
+@pytest.mark.parametrize("emulated", ["", "on"])
+def test_a_client_can_be_printed(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, emulated: str
+) -> None:
+    """As zarr 3.4 does; a client that found its account by itself panics then."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", KEY)
+    if emulated:
+        monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+        monkeypatch.setenv("AZURE_STORAGE_USE_EMULATOR", emulated)
+    else:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT)
+    assert ACCOUNT in repr(open_storage(f"{scheme}://images/x.zarr").objects)

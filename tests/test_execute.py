@@ -485,3 +485,23 @@ def test_stored_chunks_of_nothing_but_fill_are_no_news(
     assert len(chunk_files(tmp_path / "in.zarr" / "0")) == 16
     build(tmp_path / "in.zarr", tmp_path / "out.zarr")
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_metadata_that_is_torn_between_levels_is_told_with_the_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays are opened ahead of the blocks; what is wrong with one is said as its block would."""
+    group = zarr.open_group(tmp_path / "x.zarr", mode="w")
+    group.create_array("0", data=np.zeros((64, 64), "u2") + 7, chunks=(16, 16))
+    run_level = execute.run_level
+
+    def tear(plan: PyramidPlan, level: Level, *given: Any) -> Any:
+        if level.index == 2:
+            (tmp_path / "x.zarr/2/zarr.json").write_text('{"zarr_format": 3,')
+        return run_level(plan, level, *given)
+
+    monkeypatch.setattr("pyramid_core.build.run_level", tear)
+    with pytest.raises(BuildError, match=r"^level 2, voxels .*2/zarr.json is not JSON"):
+        build_pyramid(
+            PyramidParams(source=str(tmp_path / "x.zarr"), step=[2, 2], unit="micrometer")
+        )

@@ -391,3 +391,13 @@ def test_a_store_that_fails_for_a_moment_is_no_defect(
     monkeypatch.setattr("pyramid_core.compute.reduce_block", fail)
     with pytest.raises(BuildError, match="the line is down"):
         verify_pyramid(str(built["zstd-0.5"]), mode="full")
+
+
+def test_what_is_found_ahead_of_the_check_is_bounded() -> None:
+    """Few blocks, and fewer where each is read from many objects."""
+    job: Any = None
+    none, few, many = None, np.ones(8, bool), np.ones(2**15, bool)
+    for mask, count in ((none, 64), (few, 64), (many, 3)):
+        blocks = iter([(job, (n,), mask) for n in range(100)])
+        assert len(voxels._some(blocks)) == count
+        assert next(blocks)[1] == (count,)  # nothing was lost
