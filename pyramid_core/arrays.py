@@ -55,9 +55,11 @@ def open_array(
         FileNotFoundError: If there is no array.
     """
     document = _document(storage, path)
-    text = json.dumps(document)
-    if writable or storage.is_zip or is_url(storage.location) or len(text) > _KEPT:
+    if writable or storage.is_zip or is_url(storage.location):
         return _array(storage, path, document, writable=writable, surely=surely)
+    text = json.dumps(document)
+    if len(text) > _KEPT:
+        return _array(storage, path, document)
     return _of_files(storage.location, path, text)
 
 

@@ -89,10 +89,11 @@ def audit(
     findings += _audit_entry(entry, document, multiscales)
     findings += _audit_axes(entry["axes"])
     opened = each(partial(_opened, storage), multiscales.datasets, away=is_url(storage.location))
+    levels: list[ImageInfo] = []
     for dataset, found in zip(multiscales.datasets, opened, strict=True):
         if isinstance(found, LocationError):
             return [*findings, _error(dataset.path, str(found))], multiscales, []
-    levels = [found for found in opened if isinstance(found, ImageInfo)]
+        levels.append(found)
     axes = tuple(axis.name for axis in multiscales.axes)
     if not base_has_names and not levels[0].dimension_names:
         levels[0] = replace(levels[0], dimension_names=axes)

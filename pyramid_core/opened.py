@@ -24,15 +24,14 @@ Array = np.ndarray[Any, Any]
 
 def opened(token: str, location: str, path: str, *, padded: bool) -> zarr.Array[Any] | DirectArray:
     """Return an array, the same one for the same token; *padded* to whole units to be written."""
-    with _opening[hash(path) % len(_opening)]:
+    with _opening(path):
         return _open(token, location, path, padded=padded)
 
 
 def open_ahead(token: str, place: tuple[str, str], *, padded: bool = False) -> None:
     """Open an array before blocks ask for it.
 
-    What goes wrong is left to the blocks, which open it again and say where it was met; there may
-    be none that needs it.
+    What goes wrong is left to the blocks, which open it again and say where it was met.
     """
     with suppress(Exception):
         opened(token, *place, padded=padded)
@@ -50,7 +49,7 @@ def read_surely(token: str, place: tuple[str, str], region: Region) -> Array:
     """Return the voxels of a region; of an object store not by zarrs, which may miss a chunk."""
     if not is_url(place[0]):
         return read(token, place, region)
-    with _opening[hash(place[1]) % len(_opening)]:
+    with _opening(place[1]):
         array = _open_surely(token, *place)
     return asked(shown(place[0]), lambda: np.asarray(array[region]))
 
@@ -78,5 +77,10 @@ def _open_surely(token: str, location: str, path: str) -> zarr.Array[Any]:  # no
     return open_array(open_storage(location), path, surely=True)
 
 
-_opening = [threading.RLock() for _ in range(8)]
-"""Threads that begin together open an array once, and different ones side by side."""
+def _opening(path: str) -> threading.RLock:
+    """Return a lock, by which threads that begin together open an array once."""
+    return _locks[hash(path) % len(_locks)]
+
+
+_locks = [threading.RLock() for _ in range(8)]
+"""So different arrays are opened side by side."""

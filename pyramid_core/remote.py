@@ -110,8 +110,8 @@ def _connect(
         "max_retries": retries, "retry_timeout": timedelta(seconds=PATIENCE), "backoff": backoff,
     }  # fmt: skip
     # A client that finds its account in a variable by itself panics when zarr 3.4 prints it.
-    named = "@" in location or kind not in ("az", "azure", "abfs", "abfss", "adl")
-    account = {"account_name": found} if not named and (found := _account()) else {}
+    names_none = kind in ("az", "azure", "abfs", "abfss", "adl") and "@" not in location
+    account = {"account_name": found} if names_none and (found := _account()) else {}
     open_url: Any = ob.from_url  # its overloads do not say that the store is anyone's guess
     store: ob.ObjectStore = open_url(
         location, client_options=options, retry_config=retry, **account

@@ -111,11 +111,10 @@ def gate(plan: PyramidPlan, workers: Executor) -> Verification:
     voxels: list[Checked] = []
     audited: list[Finished] = []
     for image in plan.images:
-        audited.append(finish(image))
-        found, _, _ = audit(
-            open_storage(image.target), audited[-1].attributes, base_has_names=not image.in_place
-        )
+        storage, finished = open_storage(image.target), finish(image)
+        found, _, _ = audit(storage, finished.attributes, base_has_names=not image.in_place)
         findings += found
+        audited.append(finished)
         look = look_and_list(image.source)
         if changed := changes_between(_recorded_source(image), look.told):
             message = f"the source has changed while the image was built ({changed})"

@@ -69,17 +69,17 @@ def check_voxels(
     found = Checked(plan, {level.index: {} for level in plan.written})
     jobs = _jobs(plan, mode)
     listed = _listed(plan, jobs, source)
-    if not is_cluster(workers):
-        places = [(job.token, place) for job in jobs for place in (job.source, job.target)]
-        away = is_url(plan.target) or is_url(plan.source.location)
-        each(lambda asked: open_ahead(*asked), places, away=away)
     chosen = itertools.chain.from_iterable(
         _chosen(found, job, *around, mode)
         for job, around in zip(jobs, itertools.pairwise(listed), strict=True)
     )
-    # Before the first block: beside threads that decode, listing takes twice as long.
+    # Before the first block: beside threads that decode, listing and opening take twice as long.
     ahead = _some(chosen)
     chosen = itertools.chain(ahead, chosen)
+    if not is_cluster(workers):
+        places = {(job.token, at) for job, _, _ in ahead for at in (job.source, job.target)}
+        away = is_url(plan.target) or is_url(plan.source.location)
+        each(lambda place: open_ahead(*place), list(places), away=away)
     cut = {job.level.index: job.level.blocks for job in jobs}
     for part in run_blocks(check_block, chosen, workers, in_flight(plan, workers)):
         if not part.equal:
