@@ -268,7 +268,7 @@ def _audit_scale(
         zip(dataset.scale, finer.scale, level.shape, fine.shape, strict=True)
     ):
         step = s / f
-        whole = max(1, round(step))
+        whole = max(1, round(step)) if math.isfinite(step) else 1
         if math.isclose(step, whole, rel_tol=1e-6) and n in (m // whole, -(-m // whole)):
             continue
         if math.isclose(step, m / n, rel_tol=1e-6):

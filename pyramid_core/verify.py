@@ -290,7 +290,7 @@ def _arrays(
     inside = image.location[len(location) :].strip("/")
     for number, level in enumerate(image.levels):
         used = (0,) * len(level.shape)
-        if len(image.levels) > 1:
+        if told and len(image.levels) > 1:  # else nothing is made of it, and scales may be anything
             scales = [dataset.scale for dataset in image.multiscales.datasets[:2]]
             used = tuple(
                 n * round(s / f) for n, f, s in zip(image.levels[1].shape, *scales, strict=True)

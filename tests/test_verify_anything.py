@@ -19,7 +19,7 @@ import zarr
 from pyramid_core import PyramidParams, build_pyramid, verify_pyramid
 from pyramid_core.cli import main
 from pyramid_core.errors import LocationError
-from tests.images import STACK, blobs, write_base
+from tests.images import STACK, blobs, change_document, write_base
 from tests.stories import chunk_files, noise, reduced
 
 VOXELS = noise((16, 32, 32))
@@ -354,3 +354,21 @@ def test_the_right_to_read_is_enough(made: Callable[[str], Path], name: str) -> 
             if path.is_dir():
                 path.chmod(0o755)
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("mode", ["sample", "full"])
+def test_a_scale_whose_ratio_is_no_number_is_a_finding(
+    tmp_path: Path, version: str, mode: Literal["sample", "full"]
+) -> None:
+    """The smallest float there is, of level 0: how many times it the next one is, no float tells."""
+    ours(tmp_path / "x.zarr", version)
+
+    def shrink(document: dict[str, Any]) -> None:
+        dataset = document["multiscales"][0]["datasets"][0]
+        dataset["coordinateTransformations"][0]["scale"][0] = 5e-324
+
+    change_document(tmp_path / "x.zarr", shrink)
+    found = verify_pyramid(str(tmp_path / "x.zarr"), mode)
+    assert not found.ok
+    assert any("is inf times 5e-324" in finding.message for finding in found.findings)
