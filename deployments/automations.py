@@ -32,8 +32,9 @@ MOVED_ON = ["AwaitingRetry", "Running", "Cancelling", "Cancelled"]
 """The states after a crash in which a run is no longer to be begun again."""
 
 CALM_SECONDS = 30.0
-"""How long a run stays crashed before it is begun again. Of one that is cancelled Prefect may tell
-that it crashed and, up to nine seconds later on a busy machine, that it was cancelled."""
+"""How long a run stays crashed before it is begun again. Of one that is cancelled in its first
+seconds Prefect tells that it crashed and, up to nine seconds later on a busy machine, that it was
+cancelled."""
 
 
 def automations(within: timedelta, calm: timedelta) -> list[Automation]:

@@ -8,26 +8,35 @@ would kill the process after half a minute, and leave what that has started.
 from __future__ import annotations
 
 import signal
+import socket
 import threading
-import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
-from uuid import UUID
 
-from prefect import runtime
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.states import Crashed
 
-from pyramid_core.shell import before_end, end_at_once, end_later, hurry, is_hasty
+from pyramid_core.shell import GRACE_SECONDS as HASTY_SECONDS
+from pyramid_core.shell import before_end, end_at_once, end_later, is_hasty
 
 GRACE_SECONDS = 8.0
 """How long blocks in flight, and a local Dask cluster, may take to end after a cancel."""
 
 REPORT_SECONDS = 3.0
 """How long a server may take to hear of the task that is ended with its process."""
+
+_STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""The signals of which a second one ends the script of somebody at a shell at once."""
 
 
 @contextmanager
@@ -36,53 +45,66 @@ def ended_in_time() -> Iterator[None]:
 
     All writes are atomic and the death of the process frees the target, so a run goes on from
     there; processes of a local Dask cluster end with the one that has started them.
+
+    The signal is overheard by a thread; its handler stays Prefect's, since Prefect takes a cancel
+    for a crash where another has taken its place (prefect.utilities.engine.capture_sigterm).
     """
-    usual: Any = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+    context = FlowRunContext.get()
+    if context is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    timers: list[threading.Timer] = []
-
-    def stop(number: int, frame: types.FrameType | None) -> None:
-        if is_hasty():  # the script of somebody at a shell, who waits
-            signal.signal(number, end_at_once)
-            hurry(number)
-        elif not timers:
-            # Known here alone: a signal is handled in the context of the task that it meets.
-            before_end.append(partial(_report, runtime.task_run.id, _image_of_sweep()))
-            timers.append(end_later(number, GRACE_SECONDS))
-        usual(number, frame)
-
-    signal.signal(signal.SIGTERM, stop)
+    told, heard = socket.socketpair()
+    told.setblocking(False)
+    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    report = partial(_report, context.flow_run)
+    listener = threading.Thread(target=_listen, args=(heard, report), daemon=True)
+    listener.start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, usual)
-        for timer in timers:
-            timer.cancel()
+        signal.set_wakeup_fd(before)
+        told.close()
+        listener.join()
 
 
-def _image_of_sweep() -> UUID | None:
-    """Return the flow run that is inside of another, if any; ``runtime`` would ask the server."""
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    return run.id if run and run.parent_task_run_id else None
+def _listen(heard: socket.socket, report: Callable[[], None]) -> None:
+    """Read the numbers of the signals that come, until the other end is closed."""
+    timer: threading.Timer | None = None
+    with heard:
+        while numbers := heard.recv(64):
+            for number in numbers:
+                if timer is None and number == signal.SIGTERM:
+                    if not is_hasty():
+                        before_end.append(report)
+                    timer = end_later(number, HASTY_SECONDS if is_hasty() else GRACE_SECONDS)
+                elif timer is not None and is_hasty() and number in _STOPS:
+                    end_at_once(number, None)
+    # Of a script the timer is not called off: a thread in a codec holds up Python's own end too.
+    if timer is not None and not is_hasty():
+        timer.cancel()
 
 
-def _report(task_run: str | None, flow_run: UUID | None) -> None:
+def _report(run: FlowRun | None) -> None:
     """Tell the server of what ends here; else it would be shown as running for ever.
 
     The run itself is told of by Prefect, but of a sweep that is the sweep, not its image.
     """
-    telling = threading.Thread(target=_tell, args=(task_run, flow_run), daemon=True)
+    telling = threading.Thread(target=_tell, args=(run,), daemon=True)
     telling.start()
     telling.join(REPORT_SECONDS)
 
 
-def _tell(task_run: str | None, flow_run: UUID | None) -> None:
-    state: Any = Crashed(message="Stopped while a block was in a codec, which waits for nobody.")
+def _tell(run: FlowRun | None) -> None:
+    if run is None:
+        return
+    said = "Stopped while a block was in a codec, which waits for nobody."
+    state: State[None] = Crashed(message=said)
+    running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]))
     with suppress(Exception), get_client(sync_client=True) as client:
-        if task_run is not None:
-            client.set_task_run_state(UUID(task_run), state, force=True)
-        if flow_run is not None:
-            client.set_flow_run_state(flow_run, state, force=True)
+        for task_run in client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
+            task_run_filter=TaskRunFilter(state=running),
+        ):
+            client.set_task_run_state(task_run.id, state, force=True)
+        if run.parent_task_run_id is not None:
+            client.set_flow_run_state(run.id, state, force=True)

@@ -146,6 +146,13 @@ class Service:
         """Return the names of all states that a run had, the oldest first."""
         return [s["name"] for s in self.call("GET", f"flow_run_states/?flow_run_id={run}")]
 
+    def story(self, run: str) -> str:
+        """Return all that is known of a run: its states, what it logged, what the worker said."""
+        states = self.call("GET", f"flow_run_states/?flow_run_id={run}")
+        told = [f"{s['timestamp']} {s['name']}: {s['message']}" for s in states]
+        worker = (self.home / "worker.log").read_text("utf-8", "replace")
+        return "\n".join([f"run {run}", *told, *self.logs(run), "the worker:", worker[-8000:]])
+
     def wait(self, run: str, *, seconds: float = 180.0) -> dict[str, Any]:
         """Wait for a run to end and return it."""
         until(lambda: self.state(run) in FINAL, f"run {run} ends", seconds)

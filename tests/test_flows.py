@@ -17,7 +17,7 @@ from prefect import flow as prefect_flow
 from prefect import task as prefect_task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.runtime import flow_run
+from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL
 
 import pyramid_core.execute as execute
@@ -119,27 +119,36 @@ def test_an_existing_cluster_builds_the_blocks(
     assert tree(tmp_path / "cluster") == tree(tmp_path / "threads")
 
 
-def test_the_image_of_a_sweep_that_is_ended_is_known_without_asking(
+def test_what_is_ended_with_its_process_is_told_of(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the run inside of a run, and in its tasks; of a run by itself Prefect tells."""
-    known: list[Any] = []
-    monkeypatch.setitem(flow_run.FIELDS, "parent_flow_run_id", lambda: pytest.fail("asked"))
+    """The task that runs, and the run inside of a run; of a run by itself Prefect tells."""
+    told: list[tuple[list[str], str]] = []
 
     @prefect_task
     def look() -> None:
-        known.append(stops._image_of_sweep())
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        run = context.flow_run
+        ours = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        with get_client(sync_client=True) as client:
 
-    monkeypatch.setattr("flows.pyramid._build", lambda _: look())
-    inside: list[Any] = []
+            def tasks() -> list[str]:
+                return [str(t.state_name) for t in client.read_task_runs(flow_run_filter=ours)]
+
+            until(lambda: tasks() == ["Running"], "the server knows of the task", 30)
+            stops._report(run)
+            told.append((tasks(), str(client.read_flow_run(run.id).state_name)))
 
     @prefect_flow(name="outside")
     def outside() -> None:
-        inside.append(flow(source=str(image), return_state=True))
+        flow(source=str(image), return_state=True)
 
+    monkeypatch.setattr("flows.pyramid._build", lambda _: look())
     flow(source=str(image), return_state=True)
     outside(return_state=True)
-    assert known == [None, inside[0].state_details.flow_run_id]
+    assert told == [(["Crashed"], "Running"), (["Crashed"], "Crashed")]
 
 
 def test_what_is_not_even_a_value_fails_in_validate(image: Path) -> None:
