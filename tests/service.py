@@ -123,7 +123,7 @@ class Service:
     ) -> str:
         """Start a run as the form does: it always switches the flow's own retries off."""
         deployment = self.deployment(name)
-        # Silence is called a crash after 45 s here, so every run is heard of more often.
+        # Silence is called a crash after 75 s here, so every run is heard of more often.
         quick = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
         given = {**deployment["job_variables"].get("env", {}), **quick}
         body = {
@@ -239,7 +239,7 @@ def running_service(home: Path) -> Iterator[Service]:
                 service.run(*PREFECT, *words[1:])
             else:
                 # Shorter than three heartbeats, and than usual, so that tests need not wait as long.
-                service.run(sys.executable, *words[1:], "--within", "45", "--calm", "12")
+                service.run(sys.executable, *words[1:], "--within", "75", "--calm", "12")
         yield service
     finally:
         kill_group(service.worker, signal.SIGTERM)

@@ -452,9 +452,23 @@ class Seen:
 
 
 def picture(view: View) -> Array:
-    """Return what is seen, when all of it has arrived."""
-    found: Array = view.viewer.screenshot(size=[SIDE, SIDE]).screenshot.image_pixels[..., :3]
-    return found
+    """Return what is seen when all of it has arrived: the first picture that is like the one before.
+
+    On a busy machine Neuroglancer calls itself ready before the chunks of a new scale are asked for.
+    """
+    before: Array = np.empty(0)
+    while True:
+        found: Array = view.viewer.screenshot(size=[SIDE, SIDE]).screenshot.image_pixels[..., :3]
+        if np.array_equal(found, before):
+            return found
+        before = found
+
+
+SHOWN = """([layout, pixels]) => {
+    const said = viewer.state.toJSON();
+    return said.layout === layout && (said.layers[0].crossSectionRenderScale ?? 1) === pixels;
+}"""
+"""Whether the page has heard what plane and scale it is to show."""
 
 
 def look(chromium: Browser, place: Path) -> Seen:
@@ -484,6 +498,7 @@ def look(chromium: Browser, place: Path) -> Seen:
                 with view.viewer.txn() as state:
                     state.layout, state.cross_section_scale = plane, N / SIDE
                     state.layers[0].layer.cross_section_render_scale = pixels
+                page.wait_for_function(SHOWN, arg=[plane, pixels])
                 found[plane] = picture(view)
         page.close()
     return Seen(whole, bare, planes[1.0], planes[1000.0], complaints)

@@ -21,7 +21,7 @@ if "PREFECT__FLOW_RUN_ID" in os.environ:
     def build_block(job: Any, index: Any, present: Any) -> Any:
         """Build a block slowly, not before minutes have passed, or fail at level 1, as long as the file that says so is there."""
         if _brake and Path(_brake).exists():
-            time.sleep(float(os.environ.get("SABOTEUR_SECONDS", "2")))
+            time.sleep(float(os.environ.get("SABOTEUR_SECONDS", "3")))
         if _stuck and Path(_stuck).exists():
             Path(_stuck).with_suffix(".met").touch()
             time.sleep(300)
