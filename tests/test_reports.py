@@ -452,7 +452,6 @@ def store_limit() -> Iterator[None]:
 def test_a_build_holds_a_slot_of_each_image_it_writes(tmp_path: Path, log: Any) -> None:
     """Named by the target, whatever its spelling; free afterwards, and after an error."""
     targets = [f"{tmp_path}/a.zarr", f"{tmp_path}/a.zarr/labels/cells"]
-    start = time.monotonic()
 
     def fail() -> None:
         with limits(images(*targets)):
@@ -464,8 +463,8 @@ def test_a_build_holds_a_slot_of_each_image_it_writes(tmp_path: Path, log: Any) 
     # An operator's page shows the limits that are held, not one for every image there ever was.
     assert [held(key_of(target)) for target in targets] == [None, None]
     with limits(images(f"{tmp_path}/b.zarr")), limits(images(f"{tmp_path}/c.zarr")):
-        assert time.monotonic() - start < 5  # there is no limit of the store, and nobody waits
-    assert told(log) == []
+        pass
+    assert told(log) == []  # there is no limit of the store, and whoever waits says so
 
 
 @pytest.mark.flow
