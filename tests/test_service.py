@@ -309,7 +309,8 @@ def test_two_runs_on_one_image_wait_for_each_other(
 
     until(lambda: waits(second) and waits(given_up), "both wait")
     service.set_state(given_up, "CANCELLING")
-    until(lambda: service.state(given_up) == "CANCELLED", "a run that waits is cancelled", 15)
+    until(lambda: not pids_of(given_up), "a run that waits ends", 15)
+    until(lambda: service.state(given_up) == "CANCELLED", "it is cancelled")
     assert service.state(first) == "RUNNING"
     brake.unlink()
     # The second may end before the first, which has its report to write.
