@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -26,17 +26,13 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.states import Crashed
 
-from pyramid_core.shell import GRACE_SECONDS as HASTY_SECONDS
-from pyramid_core.shell import before_end, end_at_once, end_later, is_hasty
+from pyramid_core.shell import SIGNALS, before_end, end_at_once, end_later, is_hasty
 
 GRACE_SECONDS = 8.0
 """How long blocks in flight, and a local Dask cluster, may take to end after a cancel."""
 
 REPORT_SECONDS = 3.0
 """How long a server may take to hear of the task that is ended with its process."""
-
-_STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-"""The signals of which a second one ends the script of somebody at a shell at once."""
 
 
 @contextmanager
@@ -50,14 +46,14 @@ def ended_in_time() -> Iterator[None]:
     for a crash where another has taken its place (prefect.utilities.engine.capture_sigterm).
     """
     context = FlowRunContext.get()
-    if context is None or threading.current_thread() is not threading.main_thread():
+    run = context.flow_run if context else None
+    if run is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     told, heard = socket.socketpair()
     told.setblocking(False)
     before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    report = partial(_report, context.flow_run)
-    listener = threading.Thread(target=_listen, args=(heard, report), daemon=True)
+    listener = threading.Thread(target=_listen, args=(heard, run), daemon=True)
     listener.start()
     try:
         yield
@@ -67,24 +63,26 @@ def ended_in_time() -> Iterator[None]:
         listener.join()
 
 
-def _listen(heard: socket.socket, report: Callable[[], None]) -> None:
+def _listen(heard: socket.socket, run: FlowRun) -> None:
     """Read the numbers of the signals that come, until the other end is closed."""
     timer: threading.Timer | None = None
+    hasty = is_hasty()  # the script of somebody at a shell, who waits
     with heard:
         while numbers := heard.recv(64):
             for number in numbers:
-                if timer is None and number == signal.SIGTERM:
-                    if not is_hasty():
-                        before_end.append(report)
-                    timer = end_later(number, HASTY_SECONDS if is_hasty() else GRACE_SECONDS)
-                elif timer is not None and is_hasty() and number in _STOPS:
+                if timer is None and number == signal.SIGTERM and hasty:
+                    timer = end_later(number)
+                elif timer is None and number == signal.SIGTERM:
+                    before_end.append(partial(_report, run))
+                    timer = end_later(number, GRACE_SECONDS)
+                elif timer is not None and hasty and number in SIGNALS:
                     end_at_once(number, None)
-    # Of a script the timer is not called off: a thread in a codec holds up Python's own end too.
-    if timer is not None and not is_hasty():
+    # Of a script it is not called off: a thread in a codec holds up Python's own end too.
+    if timer is not None and not hasty:
         timer.cancel()
 
 
-def _report(run: FlowRun | None) -> None:
+def _report(run: FlowRun) -> None:
     """Tell the server of what ends here; else it would be shown as running for ever.
 
     The run itself is told of by Prefect, but of a sweep that is the sweep, not its image.
@@ -94,9 +92,7 @@ def _report(run: FlowRun | None) -> None:
     telling.join(REPORT_SECONDS)
 
 
-def _tell(run: FlowRun | None) -> None:
-    if run is None:
-        return
+def _tell(run: FlowRun) -> None:
     said = "Stopped while a block was in a codec, which waits for nobody."
     state: State[None] = Crashed(message=said)
     running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]))

@@ -28,7 +28,7 @@ class _Stopped(BaseException):
     """A signal came: unwind as for Ctrl-C, so that running blocks end and the target is let go."""
 
 
-_SIGNALS = {
+SIGNALS = {
     signal.SIGINT: ("Ctrl-C", signal.default_int_handler),
     signal.SIGTERM: ("SIGTERM", signal.SIG_DFL),
     signal.SIGHUP: ("SIGHUP", signal.SIG_DFL),
@@ -63,7 +63,7 @@ def guarded(run: Callable[[], int], name: str, *, hasty: bool = False) -> int:
     """
     before = {
         number: signal.signal(number, _stop_then_end if hasty else _stop)
-        for number, (_, usual) in _SIGNALS.items()
+        for number, (_, usual) in SIGNALS.items()
         if signal.getsignal(number) == usual  # nohup has SIGHUP ignored
     }
     if hasty:
@@ -138,16 +138,12 @@ def _stop(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 -
 
 
 def _stop_then_end(number: int, frame: types.FrameType | None) -> None:
-    hurry(number)
-    _stop(number, frame)
-
-
-def hurry(number: int) -> None:
     """End this process soon after a first signal, whatever still runs; at a second, at once."""
-    for each in _SIGNALS:
+    for each in SIGNALS:
         if signal.getsignal(each) == _stop_then_end:
             signal.signal(each, end_at_once)
     end_later(number)  # and not called off: a thread in a codec holds up Python's own end too
+    _stop(number, frame)
 
 
 def end_later(number: int, seconds: float = GRACE_SECONDS) -> threading.Timer:
@@ -184,7 +180,7 @@ def _stopped(name: str, number: int) -> int:
 
 
 def _said_of(number: int) -> str:
-    return f"stopped by {_SIGNALS[signal.Signals(number)][0]}; run the same again to go on"
+    return f"stopped by {SIGNALS[signal.Signals(number)][0]}; run the same again to go on"
 
 
 def _fail(name: str, error: object, status: int) -> int:

@@ -144,14 +144,20 @@ class Service:
 
     def states(self, run: str) -> list[str]:
         """Return the names of all states that a run had, the oldest first."""
-        return [s["name"] for s in self.call("GET", f"flow_run_states/?flow_run_id={run}")]
+        return [state["name"] for state in self._history(run)]
 
-    def story(self, run: str) -> str:
-        """Return all that is known of a run: its states, what it logged, what the worker said."""
-        states = self.call("GET", f"flow_run_states/?flow_run_id={run}")
-        told = [f"{s['timestamp']} {s['name']}: {s['message']}" for s in states]
+    def _history(self, run: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.call("GET", f"flow_run_states/?flow_run_id={run}")
+        return found
+
+    def story(self, runs: list[str]) -> str:
+        """Return all that is known of runs: their states, what they logged, what the worker said."""
+        lines = []
+        for run in runs:
+            told = [f"{s['timestamp']} {s['name']}: {s['message']}" for s in self._history(run)]
+            lines += [f"run {run}", *told, *self.logs(run)]
         worker = (self.home / "worker.log").read_text("utf-8", "replace")
-        return "\n".join([f"run {run}", *told, *self.logs(run), "the worker:", worker[-8000:]])
+        return "\n".join([*lines, "the worker:", worker[-8000:]])
 
     def wait(self, run: str, *, seconds: float = 180.0) -> dict[str, Any]:
         """Wait for a run to end and return it."""

@@ -169,6 +169,24 @@ def test_the_script_stops_when_it_is_told_to_and_can_be_gone_on_with(
         assert not (target.parent / ".a.zarr.lock").exists()
 
 
+@pytest.mark.service
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_the_script_ends_at_once_at_a_second_signal(
+    tmp_path: Path, service: Service, second: signal.Signals
+) -> None:
+    """It does not wait for a block that takes minutes, nor for the end of the grace."""
+    target, process = slow_build(tmp_path, {**service.environment, "SABOTEUR_SECONDS": "300"})
+    until((target / "1").is_dir, "it builds")
+    time.sleep(1)  # blocks have begun
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(second)
+    _, told = process.communicate(timeout=180)
+    assert process.returncode == 128 + second, told
+    assert told.endswith("pyramid: ended at once; run the same again to go on\n")
+    assert attributes(target)["zarr-pyramid-flow"]["state"] == "building"
+
+
 @pytest.mark.flow
 def test_the_server_of_a_run_that_is_killed_ends_by_itself(
     tmp_path: Path, environment: dict[str, str]

@@ -75,8 +75,8 @@ def running(service: Service) -> Iterator[list[str]]:
     """Runs that are cancelled afterwards, whatever became of the test."""
     runs: list[str] = []
     yield runs
+    print(service.story(runs))  # shown where a test has failed
     for run in runs:
-        print(service.story(run))  # shown where a test has failed
         if service.state(run) not in FINAL:
             service.set_state(run, "CANCELLED")
 
